@@ -1,0 +1,1 @@
+"""process_gen: process-driven image generation in JAX."""

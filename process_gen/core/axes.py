@@ -1,0 +1,35 @@
+"""The legend of shape suffixes, and the logical axis names of weights and activations.
+
+An array's name ends in its shape, one letter a dimension: ``x_BxSxD`` has a batch, a sequence and a
+model dimension. The letters are the same in every file of the project:
+
+    B  rows of a batch (packs while training, paintings while sampling)
+    T  text part of the und stream, boundary tokens of images included
+    V  understanding (ViT) patches of the und stream
+    U  the und stream, T + V
+    G  image-latent tokens, the gen stream
+    S  tokens of both streams, und then gen
+    C  slots of a KV cache
+    D  model width            F  MLP width            L  layers
+    H  query heads            K  key-value heads      Dh width of a head
+    P  features of one latent token (patch)           Q  features of one understanding patch
+    W  vocabulary             N  any other count, said where it is used
+
+The logical names below are the only ones a weight or an activation may carry. `sharding.rules` maps
+them to mesh axes; a name missing there raises.
+"""
+
+LAYERS = "layers"
+EMBED = "embed"
+HEADS = "heads"
+KV_HEADS = "kv_heads"
+HEAD_DIM = "head_dim"
+MLP = "mlp"
+VOCAB = "vocab"
+PATCH = "patch"
+BATCH = "batch"
+SEQUENCE = "sequence"
+
+LOGICAL_AXES = (
+    LAYERS, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, PATCH, BATCH, SEQUENCE,
+)  # fmt: skip

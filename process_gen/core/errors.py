@@ -1,0 +1,25 @@
+"""Errors a user can act on. `launch` prints their text as one line and exits with status 2."""
+
+
+class ProcessGenError(ValueError):
+    """Base of every error that says what was wrong, where, and what to do about it."""
+
+
+class ConfigError(ProcessGenError):
+    """A setting is unknown, has the wrong type, or lies outside its range."""
+
+
+class TrajectoryError(ProcessGenError):
+    """A trajectory breaks the rules of `core.trajectory`."""
+
+
+class GrammarError(ProcessGenError):
+    """A sequence of segments is not one that `core.grammar` writes."""
+
+
+class DataError(ProcessGenError):
+    """A record, a prompt file or a data source cannot be used."""
+
+
+class CheckpointError(ProcessGenError):
+    """A checkpoint is missing, damaged, or belongs to another config."""

@@ -1,0 +1,356 @@
+"""What a painting is: inputs, steps of plan -> sketch -> inspection -> refinement, a final image.
+
+`Trajectory` is the meeting point of the project. Builders write it, the data pipeline reads it, the
+sampler returns it, the report draws it. Nothing here knows of tokens, tensors or devices.
+
+Images are ``uint8[height, width, 3]`` sRGB arrays.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import enum
+import io
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image as PILImage
+
+from process_gen.core.errors import TrajectoryError
+
+Image = np.ndarray
+
+FORMAT_VERSION = 1
+MODES = ("process", "one_shot", "think", "edit", "understand")
+FINISH_REASONS = ("finished", "max_images", "max_text", "malformed", "stopped", "refused")
+MAX_IMAGE_SIDE = 4096
+
+
+class Stage(enum.IntEnum):
+    """What a token belongs to. The values are stored in packs; never renumber them."""
+
+    PROMPT = 0
+    PLAN = 1
+    SKETCH = 2
+    INSPECT = 3
+    REFINE = 4
+    ONE_SHOT = 5
+    ANSWER = 6
+    CONTROL = 7
+
+
+_PLAN = re.compile(r"<ins>(?P<instruction>.*?)</ins>\s*<des>(?P<description>.*?)</des>", re.DOTALL)
+_REFINE = re.compile(r"<refine>(?P<command>.*?)</refine>", re.DOTALL)
+
+
+def plan_text(instruction: str, description: str) -> str:
+    """Writes a plan: what to paint next, and the whole scene as it should look afterwards."""
+    return f"<ins>{instruction}</ins><des>{description}</des>"
+
+
+def parse_plan(text: str) -> tuple[str, str] | None:
+    """Reads ``(instruction, description)`` out of a plan; None when it is malformed."""
+    match = _PLAN.fullmatch(text.strip())
+    return (match["instruction"], match["description"]) if match else None
+
+
+def refine_command(inspection: str) -> str | None:
+    """The corrective instruction of an inspection; None when it finds no fault.
+
+    Raises:
+      TrajectoryError: a ``<refine>`` tag is opened but not closed, or the reverse.
+    """
+    match = _REFINE.search(inspection)
+    if match is None and ("<refine>" in inspection or "</refine>" in inspection):
+        raise TrajectoryError(f"inspection has an unbalanced <refine> tag: {inspection[:80]!r}")
+    return match["command"] if match else None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """One cycle of painting.
+
+    Attributes:
+      plan: ``<ins>..</ins><des>..</des>``.
+      sketch: the picture drawn for the plan. None in text-only planning data.
+      inspection: what is seen in the sketch, then the verdict; None where nobody inspected.
+      refined_plan: the re-emitted plan when the inspection found a *conflict* (the instruction
+        contradicts the prompt).
+      refined: the corrected picture; follows at once after a *misalignment* (the instruction is
+        right, the drawing is wrong), or after `refined_plan`.
+    """
+
+    plan: str
+    sketch: Image | None = None
+    inspection: str | None = None
+    refined_plan: str | None = None
+    refined: Image | None = None
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the inspection found a fault in the sketch."""
+        return self.inspection is not None and refine_command(self.inspection) is not None
+
+    @property
+    def image(self) -> Image | None:
+        """The picture that the step ends with."""
+        return self.refined if self.refined is not None else self.sketch
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """Where a sampled trajectory came from.
+
+    Attributes:
+      index: place of the prompt in the request, from 0.
+      sample: number of this painting among those of its prompt, from 0.
+      seed: the request's seed.
+      nfe: evaluations of the velocity network, guidance branches not counted twice.
+      seconds: wall time from the row's admission to its end.
+    """
+
+    index: int
+    sample: int
+    seed: int
+    nfe: int
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A prompt (and input images), the steps painted for it, and what came out.
+
+    Attributes:
+      prompt: the user's words, without any wrapper.
+      mode: one of `MODES`.
+      inputs: images given with the prompt (editing, understanding).
+      steps: the painting process; empty in the other modes.
+      final_image: the finished picture; None where none was painted.
+      text: the written answer (understanding) or thought (think); None otherwise.
+      finish_reason: one of `FINISH_REASONS`; None for training data.
+      metadata: the requirement in GenEval's schema, and whatever else came with the prompt.
+      sampled: set by the sampler.
+    """
+
+    prompt: str
+    mode: str = "process"
+    inputs: tuple[Image, ...] = ()
+    steps: tuple[Step, ...] = ()
+    final_image: Image | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sampled: Sampled | None = None
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """Every painted picture, in order."""
+        pictures = [image for s in self.steps for image in (s.sketch, s.refined)]
+        pictures = [image for image in pictures if image is not None]
+        if not self.steps and self.final_image is not None:
+            pictures.append(self.final_image)
+        return tuple(pictures)
+
+
+def validate(trajectory: Trajectory) -> None:
+    """Checks the rules that hold for training data and for sampled paintings alike.
+
+    Raises:
+      TrajectoryError: names the step and the rule that is broken.
+    """
+
+    def fail(what: str) -> None:
+        raise TrajectoryError(f"trajectory {trajectory.prompt[:60]!r}: {what}")
+
+    if trajectory.mode not in MODES:
+        fail(f"mode {trajectory.mode!r} is not one of {', '.join(MODES)}")
+    if trajectory.finish_reason is not None and trajectory.finish_reason not in FINISH_REASONS:
+        fail(f"finish_reason {trajectory.finish_reason!r} is not one of {FINISH_REASONS}")
+    for name, image in (
+        *((f"input {i}", x) for i, x in enumerate(trajectory.inputs)),
+        *((f"picture {i}", x) for i, x in enumerate(trajectory.images)),
+    ):
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+            fail(f"{name} is not a uint8 array")
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            fail(f"{name} has shape {image.shape}, wanted (height, width, 3)")
+        if max(image.shape[:2]) > MAX_IMAGE_SIDE:
+            fail(f"{name} has a side of {max(image.shape[:2])} px, more than {MAX_IMAGE_SIDE}")
+    complete = trajectory.finish_reason in (None, "finished")
+    if not complete:
+        return
+    if not trajectory.prompt.strip():
+        fail("the prompt is empty")
+    if trajectory.mode == "one_shot":
+        if trajectory.steps:
+            fail("a one-shot trajectory has steps")
+        if trajectory.final_image is None:
+            fail("a one-shot trajectory has no picture")
+    for i, step in enumerate(trajectory.steps):
+        if parse_plan(step.plan) is None:
+            fail(f"step {i}: the plan is not <ins>..</ins><des>..</des>: {step.plan[:80]!r}")
+        if step.refined_plan is not None and parse_plan(step.refined_plan) is None:
+            fail(f"step {i}: the re-emitted plan is malformed: {step.refined_plan[:80]!r}")
+        if step.inspection is not None and step.sketch is None:
+            fail(f"step {i}: an inspection without a sketch")
+        if step.refined is not None and not step.rejected:
+            fail(f"step {i}: a refinement, but the inspection has no <refine> command")
+        if step.refined_plan is not None and not step.rejected:
+            fail(f"step {i}: a re-emitted plan, but the inspection has no <refine> command")
+        last = i == len(trajectory.steps) - 1
+        if step.rejected and step.refined is None and not last:
+            fail(f"step {i}: the inspection found a fault that no refinement repairs")
+    painted = trajectory.steps and trajectory.steps[-1].image is not None
+    if painted and trajectory.final_image is not None:
+        if not np.array_equal(trajectory.steps[-1].image, trajectory.final_image):
+            fail("the final image is not the last step's picture")
+
+
+def same(a: Trajectory, b: Trajectory) -> bool:
+    """Equality by value, pictures included."""
+    return to_json(a) == to_json(b)
+
+
+# ---- JSON: one object a trajectory, pictures as base64 PNG ---------------------------------------
+
+
+def encode_png(image: Image) -> bytes:
+    """Encodes ``uint8[H, W, 3]`` as PNG."""
+    out = io.BytesIO()
+    PILImage.fromarray(image).save(out, format="PNG")
+    return out.getvalue()
+
+
+def decode_image(data: bytes) -> Image:
+    """Decodes PNG, JPEG or WebP bytes into ``uint8[H, W, 3]``; alpha is laid on white.
+
+    Raises:
+      TrajectoryError: not one of these formats, damaged, or larger than `MAX_IMAGE_SIDE`.
+    """
+    try:
+        with PILImage.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
+            if max(picture.size) > MAX_IMAGE_SIDE:
+                raise TrajectoryError(
+                    f"an image of {picture.size[0]}x{picture.size[1]} px is larger than "
+                    f"{MAX_IMAGE_SIDE} px a side"
+                )
+            if picture.mode in ("RGBA", "LA", "P"):
+                rgba = picture.convert("RGBA")
+                white = PILImage.new("RGBA", rgba.size, (255, 255, 255, 255))
+                picture = PILImage.alpha_composite(white, rgba)
+            return np.asarray(picture.convert("RGB"))
+    except TrajectoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many unrelated types on damaged bytes.
+        raise TrajectoryError(f"cannot decode an image of {len(data)} bytes: {error}") from error
+
+
+def _image_to_json(image: Image | None) -> str | None:
+    return None if image is None else base64.b64encode(encode_png(image)).decode("ascii")
+
+
+def _image_from_json(text: str | None) -> Image | None:
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise TrajectoryError(f"an image must be a base64 string, got {type(text).__name__}")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise TrajectoryError(f"an image is not valid base64: {error}") from error
+    return decode_image(data)
+
+
+def to_json(trajectory: Trajectory) -> dict[str, Any]:
+    """A plain dict that `json.dumps` accepts; `from_json` gives the trajectory back."""
+    return {
+        "version": FORMAT_VERSION,
+        "prompt": trajectory.prompt,
+        "mode": trajectory.mode,
+        "inputs": [_image_to_json(image) for image in trajectory.inputs],
+        "steps": [
+            {
+                "plan": step.plan,
+                "sketch": _image_to_json(step.sketch),
+                "inspection": step.inspection,
+                "refined_plan": step.refined_plan,
+                "refined": _image_to_json(step.refined),
+            }
+            for step in trajectory.steps
+        ],
+        "final_image": _image_to_json(trajectory.final_image),
+        "text": trajectory.text,
+        "finish_reason": trajectory.finish_reason,
+        "metadata": dict(trajectory.metadata),
+        "sampled": dataclasses.asdict(trajectory.sampled) if trajectory.sampled else None,
+    }
+
+
+def _take(record: Mapping[str, Any], key: str, kinds: tuple[type, ...], where: str) -> Any:
+    value = record.get(key)
+    if not isinstance(value, kinds):
+        wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+        raise TrajectoryError(f"{where}: {key!r} must be {wanted}, got {type(value).__name__}")
+    return value
+
+
+def from_json(record: Mapping[str, Any]) -> Trajectory:
+    """Reads what `to_json` wrote, and validates it.
+
+    Raises:
+      TrajectoryError: a field is missing, unknown, of the wrong type, or breaks a rule.
+    """
+    if not isinstance(record, Mapping):
+        raise TrajectoryError(f"a trajectory must be an object, got {type(record).__name__}")
+    if record.get("version") != FORMAT_VERSION:
+        raise TrajectoryError(
+            f"trajectory format {record.get('version')!r}; this code reads {FORMAT_VERSION}"
+        )
+    fields = {f.name for f in dataclasses.fields(Trajectory)} | {"version"}
+    unknown = sorted(set(record) - fields)
+    if unknown:
+        raise TrajectoryError(f"unknown trajectory field(s): {', '.join(map(str, unknown))}")
+    none = type(None)
+    steps = []
+    for i, item in enumerate(_take(record, "steps", (list,), "trajectory")):
+        if not isinstance(item, Mapping):
+            raise TrajectoryError(f"step {i} must be an object, got {type(item).__name__}")
+        where = f"step {i}"
+        unknown = sorted(set(item) - {f.name for f in dataclasses.fields(Step)})
+        if unknown:
+            raise TrajectoryError(f"{where}: unknown field(s): {', '.join(map(str, unknown))}")
+        steps.append(
+            Step(
+                plan=_take(item, "plan", (str,), where),
+                sketch=_image_from_json(item.get("sketch")),
+                inspection=_take(item, "inspection", (str, none), where),
+                refined_plan=_take(item, "refined_plan", (str, none), where),
+                refined=_image_from_json(item.get("refined")),
+            )
+        )
+    inputs = tuple(
+        image
+        for item in _take(record, "inputs", (list,), "trajectory")
+        if (image := _image_from_json(item)) is not None
+    )
+    sampled = _take(record, "sampled", (Mapping, none), "trajectory")
+    try:
+        provenance = Sampled(**sampled) if sampled is not None else None
+    except TypeError as error:
+        raise TrajectoryError(f"trajectory: 'sampled' is malformed: {error}") from error
+    trajectory = Trajectory(
+        prompt=_take(record, "prompt", (str,), "trajectory"),
+        mode=_take(record, "mode", (str,), "trajectory"),
+        inputs=inputs,
+        steps=tuple(steps),
+        final_image=_image_from_json(record.get("final_image")),
+        text=_take(record, "text", (str, none), "trajectory"),
+        finish_reason=_take(record, "finish_reason", (str, none), "trajectory"),
+        metadata=_take(record, "metadata", (Mapping,), "trajectory"),
+        sampled=provenance,
+    )
+    validate(trajectory)
+    return trajectory
