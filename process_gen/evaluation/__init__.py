@@ -1,0 +1,1 @@
+"""Measures paintings: suites of prompts, rates with intervals, format validity."""

@@ -1,0 +1,144 @@
+"""The `strokes` suite: is the painted picture what the prompt asked for, tag by tag.
+
+Two verdicts a picture, both by an oracle that reads the picture back into objects: `geneval` (what
+is asked for is there) and `exact` (that, and nothing else). The headline is `exact`; `overall` is
+the mean of the tags. A painting that ended without a picture counts as wrong under both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from process_gen.core.errors import DataError
+from process_gen.core.trajectory import Image, Trajectory
+from process_gen.evaluation.intervals import CONFIDENCE, Rate, mean_of_rates, wilson
+from process_gen.evaluation.process_metrics import summarize
+
+TAGS = (
+    "single_object",
+    "two_object",
+    "counting",
+    "colors",
+    "position",
+    "color_attr",
+    "complex",
+)
+VERDICTS = ("exact", "geneval")
+
+
+class Verdict(Protocol):
+    """What a judge says of one picture."""
+
+    @property
+    def geneval(self) -> bool:
+        """What is asked for is there."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """What is asked for is there, and nothing else."""
+        ...
+
+
+Judge = Callable[[Image, Mapping[str, Any]], Verdict]
+
+
+def verdicts(trajectory: Trajectory, judge: Judge) -> dict[str, bool] | None:
+    """Both verdicts on a painting, for the report; None when its prompt carries no requirement.
+
+    Args:
+      trajectory: its `metadata` is the requirement in GenEval's schema.
+      judge: reads ``uint8[H, W, 3]`` against that requirement.
+    """
+    if "include" not in trajectory.metadata:
+        return None
+    if trajectory.final_image is None:
+        return dict.fromkeys(VERDICTS, False)
+    verdict = judge(trajectory.final_image, trajectory.metadata)
+    return {name: bool(getattr(verdict, name)) for name in VERDICTS}
+
+
+def score(
+    trajectories: Sequence[Trajectory], judge: Judge, confidence: float = CONFIDENCE
+) -> dict[str, Any]:
+    """Scores paintings of the suite's prompts.
+
+    Returns:
+      A dict that `json.dumps` accepts: `suite`, `confidence`, `n`; `tags`, in the suite's order,
+      those that occur: `n`, `prompts` (distinct ones), `no_image`, and a `Rate` dict for `exact`
+      and for `geneval`; `missing_tags`; `overall`: the mean over the tags that occur, a `Rate` dict
+      for each verdict; `process`: see `process_metrics.summarize`.
+
+    Raises:
+      DataError: no paintings, or one without a requirement or with a tag outside `TAGS`.
+    """
+    if not trajectories:
+        raise DataError("no paintings to score")
+    by_tag: dict[str, list[tuple[Trajectory, dict[str, bool]]]] = {
+        tag: [] for tag in TAGS
+    }
+    for i, trajectory in enumerate(trajectories):
+        where = f"painting {i} ({trajectory.prompt[:60]!r})"
+        tag = trajectory.metadata.get("tag")
+        if tag not in by_tag:
+            raise DataError(f"{where}: tag {tag!r} is not one of {', '.join(TAGS)}")
+        judged = verdicts(trajectory, judge)
+        if judged is None:
+            raise DataError(f"{where}: its metadata has no 'include' to judge it by")
+        by_tag[tag].append((trajectory, judged))
+
+    tags: dict[str, Any] = {}
+    rates: dict[str, list[Rate]] = {name: [] for name in VERDICTS}
+    for tag, rows in by_tag.items():
+        if not rows:
+            continue
+        tags[tag] = {
+            "n": len(rows),
+            "prompts": len({t.prompt for t, _ in rows}),
+            "no_image": sum(t.final_image is None for t, _ in rows),
+        }
+        for name in VERDICTS:
+            rate = wilson(
+                sum(judged[name] for _, judged in rows), len(rows), confidence
+            )
+            rates[name].append(rate)
+            tags[tag][name] = dataclasses.asdict(rate)
+    return {
+        "suite": "strokes",
+        "confidence": confidence,
+        "n": len(trajectories),
+        "tags": tags,
+        "missing_tags": [tag for tag in TAGS if tag not in tags],
+        "overall": {
+            name: dataclasses.asdict(mean_of_rates(rates[name])) for name in VERDICTS
+        },
+        "process": summarize(trajectories),
+    }
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The scores as aligned plain text: a line a tag, then `overall`, in percent."""
+    level = f"{100 * report['confidence']:.3g}%"
+    lines = [
+        f"{'tag':<14} {'n':>5}  {'exact':>6} ({level:>4})        geneval ({level:>4})"
+    ]
+    rows = [
+        *report["tags"].items(),
+        ("overall", {"n": report["n"], **report["overall"]}),
+    ]
+    for tag, row in rows:
+        cells = "  ".join(_percent(row[name]) for name in VERDICTS)
+        lines.append(f"{tag:<14} {row['n']:>5}  {cells}".rstrip())
+    if report["missing_tags"]:
+        lines.append(
+            f"overall leaves out: {', '.join(report['missing_tags'])} (no prompts)"
+        )
+    return "\n".join(lines)
+
+
+def _percent(rate: Mapping[str, Any]) -> str:
+    if rate["rate"] is None:
+        return f"{'-':>6} {'':<16}"
+    return f"{100 * rate['rate']:>6.1f} [{100 * rate['low']:5.1f}, {100 * rate['high']:5.1f}]"
