@@ -1,20 +1,18 @@
 """Settings of a run as small frozen dataclasses, read from a plain nested mapping.
 
-`launch` turns an ml_collections ConfigDict into a dict and hands it to `from_mapping`; nothing below
-`launch` ever sees a ConfigDict. An unknown key, a wrong type or a value out of range raises one
-`ConfigError` that names the key.
+`launch` turns an ml_collections ConfigDict into a dict and hands it to `from_mapping`; nothing
+below `launch` ever sees a ConfigDict. An unknown key, a wrong type or a value out of range raises
+one `ConfigError` that names the key.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from process_gen.core.errors import ConfigError
+from process_gen.core.settings import build
 
 
 def _check(condition: bool, what: str) -> None:
@@ -93,8 +91,13 @@ class ModelConfig:
             f"model.num_heads ({self.num_heads}) must be a multiple of model.num_kv_heads "
             f"({self.num_kv_heads})",
         )
-        _check(self.head_dim % 2 == 0, f"model.head_dim must be even, got {self.head_dim}")
-        _check(self.width % 4 == 0, f"model.width must be a multiple of 4, got {self.width}")
+        _check(
+            self.head_dim % 2 == 0, f"model.head_dim must be even, got {self.head_dim}"
+        )
+        _check(
+            self.width % 4 == 0,
+            f"model.width must be a multiple of 4, got {self.width}",
+        )
         _check(self.time_features % 2 == 0, "model.time_features must be even")
 
     @property
@@ -133,7 +136,11 @@ class GrammarConfig:
     def __post_init__(self) -> None:
         """Checks ranges."""
         _positive("data.grammar", noise_copies=self.noise_copies)
-        _fraction("data.grammar", text_dropout=self.text_dropout, prompt_dropout=self.prompt_dropout)
+        _fraction(
+            "data.grammar",
+            text_dropout=self.text_dropout,
+            prompt_dropout=self.prompt_dropout,
+        )
         _check(
             self.text_dropout + self.prompt_dropout <= 1.0,
             "data.grammar: text_dropout + prompt_dropout exceed 1",
@@ -198,7 +205,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Checks sizes."""
         _positive("data", text_len=self.text_len, rows=self.rows, window=self.window)
-        _check(self.und_len >= 0 and self.gen_len >= 0, "data.und_len and data.gen_len must be >= 0")
+        _check(
+            self.und_len >= 0 and self.gen_len >= 0,
+            "data.und_len and data.gen_len must be >= 0",
+        )
         _check(len(self.sources) > 0, "data.sources is empty")
 
 
@@ -228,12 +238,22 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        _check(self.ce_weight >= 0 and self.mse_weight >= 0, "loss weights must be >= 0")
-        _positive("loss", t_std=self.t_std, timestep_shift=self.timestep_shift, min_t=self.min_t)
+        _check(
+            self.ce_weight >= 0 and self.mse_weight >= 0, "loss weights must be >= 0"
+        )
+        _positive(
+            "loss",
+            t_std=self.t_std,
+            timestep_shift=self.timestep_shift,
+            min_t=self.min_t,
+        )
         _fraction("loss", late_from=self.late_from)
         known = ("plan", "sketch", "inspect", "refine", "one_shot", "answer", "control")
         for name, scale in self.stage_scales.items():
-            _check(name in known, f"loss.stage_scales: unknown stage {name!r}; one of {known}")
+            _check(
+                name in known,
+                f"loss.stage_scales: unknown stage {name!r}; one of {known}",
+            )
             _check(scale >= 0, f"loss.stage_scales.{name} must be >= 0, got {scale}")
 
 
@@ -325,7 +345,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 takes what is left. The words are explained in `sharding`."""
+    """Devices along each mesh axis; -1 takes what is left. `sharding` explains the words."""
 
     data: int = -1
     fsdp: int = 1
@@ -336,7 +356,10 @@ class MeshConfig:
         """Checks sizes."""
         sizes = dataclasses.asdict(self)
         for name, size in sizes.items():
-            _check(size == -1 or size > 0, f"mesh.{name} must be positive or -1, got {size}")
+            _check(
+                size == -1 or size > 0,
+                f"mesh.{name} must be positive or -1, got {size}",
+            )
         _check(list(sizes.values()).count(-1) <= 1, "only one mesh axis may be -1")
 
 
@@ -409,70 +432,13 @@ class Config:
     sampler: SamplerConfig = SamplerConfig()
 
 
-def _convert(value: Any, kind: Any, where: str) -> Any:
-    """Checks `value` against the annotation `kind`; ints become floats, lists tuples."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, where)
-    if origin is Literal:
-        _check(value in args, f"{where} must be one of {', '.join(map(repr, args))}, got {value!r}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        return _convert(value, next(a for a in args if a is not type(None)), where)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where} must be a list, got {type(value).__name__}")
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_convert(v, args[0], f"{where}[{i}]") for i, v in enumerate(value))
-        _check(len(value) == len(args), f"{where} must have {len(args)} items, got {len(value)}")
-        pairs = enumerate(zip(value, args, strict=True))
-        return tuple(_convert(v, a, f"{where}[{i}]") for i, (v, a) in pairs)
-    if origin is Mapping or kind is Mapping or origin is types.MappingProxyType:
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a mapping, got {type(value).__name__}")
-        return dict(value)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} must be a mapping, got {type(value).__name__}")
-        return dict(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
-    if not right:
-        raise ConfigError(f"{where} must be {kind.__name__}, got {value!r}")
-    return value
-
-
-def _build(kind: Any, mapping: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(mapping) and isinstance(mapping, kind):
-        return mapping
-    if not isinstance(mapping, Mapping):
-        raise ConfigError(f"{where or 'config'} must be a mapping, got {type(mapping).__name__}")
-    hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
-    values = {}
-    for key, value in mapping.items():
-        path = f"{where}.{key}" if where else str(key)
-        if key not in names:
-            close = difflib.get_close_matches(str(key), names, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
-            raise ConfigError(f"unknown config key {path!r}; {hint}")
-        values[key] = _convert(value, hints[key], path)
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where or 'config'}: {error}") from error
-
-
 def from_mapping(mapping: Mapping[str, Any]) -> Config:
     """Reads a whole config; sections and keys that are absent keep their defaults.
 
     Raises:
       ConfigError: an unknown key, a wrong type, a value out of range; the text names the key.
     """
-    return _build(Config, mapping, "")
+    return build(Config, mapping)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
