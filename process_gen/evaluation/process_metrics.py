@@ -24,10 +24,7 @@ def format_fault(trajectory: Trajectory) -> str | None:
         return f"ended with {trajectory.finish_reason}"
     if trajectory.mode == "process" and not trajectory.steps:
         return "no steps"
-    if (
-        trajectory.mode in ("one_shot", "think", "edit")
-        and trajectory.final_image is None
-    ):
+    if trajectory.mode in ("one_shot", "think", "edit") and trajectory.final_image is None:
         return "no picture"
     for i, step in enumerate(trajectory.steps):
         if parse_plan(step.plan) is None:
@@ -37,10 +34,7 @@ def format_fault(trajectory: Trajectory) -> str | None:
         if step.sketch is None:
             return f"step {i}: no sketch"
         try:
-            commanded = (
-                step.inspection is not None
-                and refine_command(step.inspection) is not None
-            )
+            commanded = step.inspection is not None and refine_command(step.inspection) is not None
         except TrajectoryError:
             return f"step {i}: the inspection has an unbalanced <refine> tag"
         if commanded and step.refined is None:

@@ -76,9 +76,7 @@ def score(
     """
     if not trajectories:
         raise DataError("no paintings to score")
-    by_tag: dict[str, list[tuple[Trajectory, dict[str, bool]]]] = {
-        tag: [] for tag in TAGS
-    }
+    by_tag: dict[str, list[tuple[Trajectory, dict[str, bool]]]] = {tag: [] for tag in TAGS}
     for i, trajectory in enumerate(trajectories):
         where = f"painting {i} ({trajectory.prompt[:60]!r})"
         tag = trajectory.metadata.get("tag")
@@ -100,9 +98,7 @@ def score(
             "no_image": sum(t.final_image is None for t, _ in rows),
         }
         for name in VERDICTS:
-            rate = wilson(
-                sum(judged[name] for _, judged in rows), len(rows), confidence
-            )
+            rate = wilson(sum(judged[name] for _, judged in rows), len(rows), confidence)
             rates[name].append(rate)
             tags[tag][name] = dataclasses.asdict(rate)
     return {
@@ -111,9 +107,7 @@ def score(
         "n": len(trajectories),
         "tags": tags,
         "missing_tags": [tag for tag in TAGS if tag not in tags],
-        "overall": {
-            name: dataclasses.asdict(mean_of_rates(rates[name])) for name in VERDICTS
-        },
+        "overall": {name: dataclasses.asdict(mean_of_rates(rates[name])) for name in VERDICTS},
         "process": summarize(trajectories),
     }
 
@@ -121,9 +115,7 @@ def score(
 def table(report: Mapping[str, Any]) -> str:
     """The scores as aligned plain text: a line a tag, then `overall`, in percent."""
     level = f"{100 * report['confidence']:.3g}%"
-    lines = [
-        f"{'tag':<14} {'n':>5}  {'exact':>6} ({level:>4})        geneval ({level:>4})"
-    ]
+    lines = [f"{'tag':<14} {'n':>5}  {'exact':>6} ({level:>4})        geneval ({level:>4})"]
     rows = [
         *report["tags"].items(),
         ("overall", {"n": report["n"], **report["overall"]}),
@@ -132,9 +124,7 @@ def table(report: Mapping[str, Any]) -> str:
         cells = "  ".join(_percent(row[name]) for name in VERDICTS)
         lines.append(f"{tag:<14} {row['n']:>5}  {cells}".rstrip())
     if report["missing_tags"]:
-        lines.append(
-            f"overall leaves out: {', '.join(report['missing_tags'])} (no prompts)"
-        )
+        lines.append(f"overall leaves out: {', '.join(report['missing_tags'])} (no prompts)")
     return "\n".join(lines)
 
 

@@ -68,9 +68,7 @@ def test_faults_are_named(trajectory, fault):
 
 def test_summary():
     done = process(REPAIRED, sampled=Sampled(0, 0, 0, nfe=20, seconds=1.0))
-    cut = process(
-        GOOD, finish_reason="max_images", sampled=Sampled(1, 0, 0, nfe=10, seconds=2.0)
-    )
+    cut = process(GOOD, finish_reason="max_images", sampled=Sampled(1, 0, 0, nfe=10, seconds=2.0))
     bad = process(dataclasses.replace(GOOD, plan="x"))
     worse = process(GOOD, dataclasses.replace(GOOD, plan="x"))
     summary = json.loads(json.dumps(summarize([done, cut, bad, worse])))
