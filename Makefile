@@ -1,0 +1,74 @@
+# Every target makes the virtual environment it needs. `make demo` needs the library alone; the
+# others add the tools of the [dev] extra. A changed setup.py installs again.
+#   make demo                     train, paint and score in miniature
+#   make test                     the quick tests
+#   make PYTHON=python3.12 test   with an interpreter of your choice (3.11 to 3.13)
+#   make test ARGS="-k mask -x"   with further arguments for pytest
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input install -q
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+USABLE_VENV := import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+.PHONY: help .venv demo test test-slow lint lint-format lint-ruff lint-types format docs
+
+help:
+	@sed -n 's/^# *\(make .*\)/  \1/p' Makefile
+	@echo "  other targets: .venv test-slow lint format docs"
+
+.venv: $(VENV)/.installed-dev
+
+$(VENV)/.installed: setup.py pyproject.toml
+	@if ! $(PY) -c '$(USABLE_VENV)' 2>/dev/null; then \
+	  for candidate in $(PYTHONS); do \
+	    if "$$candidate" -c '$(SUITABLE)' 2>/dev/null; then found="$$candidate"; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "No usable Python among: $(PYTHONS)." >&2; \
+	    echo "process_gen needs Python 3.11, 3.12 or 3.13 with venv: make PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making $(VENV) with $$("$$found" --version)"; \
+	  "$$found" -m venv --clear $(VENV) || exit 1; \
+	fi
+	@echo "Installing process_gen into $(VENV)"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing the development tools into $(VENV)"
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	rm -rf demo
+	$(PY) -m launch.train --config=configs/strokes_tiny.py:demo --workdir=demo/run
+	$(PY) -m launch.sample --checkpoint=demo/run --prompts=configs/demo_prompts.jsonl --out=demo
+	$(PY) -m launch.evaluate --checkpoint=demo/run --suite=strokes --prompts=configs/demo_prompts.jsonl --out=demo/evaluation
+	@echo "The paintings, step by step: demo/report.html"
+
+test: $(VENV)/.installed-dev
+	$(PY) -m pytest $(ARGS)
+
+test-slow: $(VENV)/.installed-dev
+	$(PY) -m pytest -m slow $(ARGS)
+
+lint: lint-format lint-ruff lint-types
+
+lint-format: $(VENV)/.installed-dev
+	$(PY) -m ruff format --check
+
+lint-ruff: $(VENV)/.installed-dev
+	$(PY) -m ruff check
+
+lint-types: $(VENV)/.installed-dev
+	$(PY) -m pyright
+
+format: $(VENV)/.installed-dev
+	$(PY) -m ruff format
+	$(PY) -m ruff check --fix
+
+docs: $(VENV)/.installed-dev
+	$(PY) -m mkdocs build --strict --quiet

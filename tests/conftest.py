@@ -1,0 +1,55 @@
+"""What holds for every test. jax is configured through the environment and not imported here, so
+that tests of the numpy modules start in a fraction of a second; processes that a test starts get
+the same settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+from absl import flags
+
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "process_gen" / "jax"
+
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    # [N] + [B, N] is usually a forgotten axis; say `x[None]` where it is meant.
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    # Compiled programs are kept between runs: compiling is most of what the tests do.
+    "JAX_COMPILATION_CACHE_DIR": str(_CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+}
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+# Library code never reads flags, yet some dependencies insist that somebody has parsed them.
+flags.FLAGS.mark_as_parsed()
+
+# The same examples on every machine: a failure in CI can be repeated at home.
+hypothesis.settings.register_profile("process_gen", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("process_gen")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--update-golden",
+        action="store_true",
+        help="rewrite the stored files that `golden` tests compare with",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    platforms = os.environ["JAX_PLATFORMS"].replace("cuda", "gpu").split(",")
+    for item in items:
+        for kind in ("gpu", "tpu"):
+            if item.get_closest_marker(kind) and kind not in platforms:
+                item.add_marker(pytest.mark.skip(reason=f"needs a {kind.upper()}"))
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """True when stored files are to be rewritten instead of compared with."""
+    return request.config.getoption("--update-golden")
