@@ -6,7 +6,7 @@ statistical inference", JASA 22, 209-212. With `k` successes of `n`, `p = k / n`
     centre = (p + z^2 / 2n) / (1 + z^2 / n)
     half   = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)
 
-Mean of several independent rates (the tags of a suite, each counting the same): Wilson's interval at
+Mean of several independent rates (tags of a suite, each counting the same): Wilson's interval at
 the mean rate with an *effective* number of trials, as survey statistics does for stratified samples
 (Korn and Graubard 1998, Survey Methodology 24, 193-201; with Wilson's interval: Franco et al. 2019,
 J. Survey Statistics and Methodology 7, 334-364). The variances are taken at rates shrunk as Agresti

@@ -114,8 +114,8 @@ def score(
 
 def table(report: Mapping[str, Any]) -> str:
     """The scores as aligned plain text: a line a tag, then `overall`, in percent."""
-    level = f"{100 * report['confidence']:.3g}%"
-    lines = [f"{'tag':<14} {'n':>5}  {'exact':>6} ({level:>4})        geneval ({level:>4})"]
+    interval = f"{100 * report['confidence']:.3g}% interval"
+    lines = [f"{'tag':<14} {'n':>5}   exact {interval:<16} geneval {interval}"]
     rows = [
         *report["tags"].items(),
         ("overall", {"n": report["n"], **report["overall"]}),
