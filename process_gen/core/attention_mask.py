@@ -38,18 +38,14 @@ def dense_mask(order_BxSq: Any, visible_from_BxSk: Any, visible_to_BxSk: Any) ->
     )
 
 
-def draw(
-    order_S: Any, visible_from_S: Any, visible_to_S: Any, names: str | None = None
-) -> str:
+def draw(order_S: Any, visible_from_S: Any, visible_to_S: Any, names: str | None = None) -> str:
     """The mask of one short row as text, a line a query: ``#`` where it sees the key.
 
     Args:
       order_S, visible_from_S, visible_to_S: int[S].
       names: one character a token, put before each line and above the columns.
     """
-    mask_SxS = dense_mask(
-        np.asarray(order_S), np.asarray(visible_from_S), np.asarray(visible_to_S)
-    )
+    mask_SxS = dense_mask(np.asarray(order_S), np.asarray(visible_from_S), np.asarray(visible_to_S))
     names = names or "." * len(mask_SxS)
     lines = ["  " + " ".join(names)]
     for name, row in zip(names, mask_SxS, strict=True):

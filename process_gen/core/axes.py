@@ -21,6 +21,7 @@ them to mesh axes; a name missing there raises.
 
 LAYERS = "layers"
 EMBED = "embed"
+EMBED_OUT = "embed_out"  # the second width of a square weight
 HEADS = "heads"
 KV_HEADS = "kv_heads"
 HEAD_DIM = "head_dim"
@@ -31,5 +32,5 @@ BATCH = "batch"
 SEQUENCE = "sequence"
 
 LOGICAL_AXES = (
-    LAYERS, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, PATCH, BATCH, SEQUENCE,
+    LAYERS, EMBED, EMBED_OUT, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, PATCH, BATCH, SEQUENCE,
 )  # fmt: skip

@@ -155,18 +155,12 @@ def table_ids(height: int, width: int, side: int, grid: int) -> np.ndarray:
             f"a picture of {height}x{width} px has {rows}x{columns} patches of {side} px; the "
             f"position table holds 1 to {grid} a side"
         )
-    return (
-        (np.arange(rows)[:, None] * grid + np.arange(columns)[None])
-        .astype(np.int32)
-        .ravel()
-    )
+    return (np.arange(rows)[:, None] * grid + np.arange(columns)[None]).astype(np.int32).ravel()
 
 
 def _size(segment: Segment) -> tuple[int, int]:
     if segment.image is None:
-        raise DataError(
-            f"a {segment.part.value} segment of kind {segment.kind.value} has no image"
-        )
+        raise DataError(f"a {segment.part.value} segment of kind {segment.kind.value} has no image")
     return segment.image.shape[0], segment.image.shape[1]
 
 
@@ -308,9 +302,7 @@ def lay_out(
         grid = sizes.und_grid if is_und else sizes.latent_grid
         table = table_ids(height, width, side, grid)
         block = np.empty((6 if is_und else 7, len(table)), np.int32)
-        block[:4] = np.array([spot.order, spot.order, visible_to, spot.position])[
-            :, None
-        ]
+        block[:4] = np.array([spot.order, spot.order, visible_to, spot.position])[:, None]
         block[4] = table
         if is_und:
             block[5] = len(und)
@@ -340,11 +332,7 @@ def _join(blocks: list[np.ndarray], rows: int) -> np.ndarray:
 
 
 def _join_features(blocks: list[np.ndarray], side: int) -> np.ndarray:
-    return (
-        np.concatenate(blocks, 0)
-        if blocks
-        else np.empty((0, side * side * 3), np.uint8)
-    )
+    return np.concatenate(blocks, 0) if blocks else np.empty((0, side * side * 3), np.uint8)
 
 
 def _text_block(
@@ -370,9 +358,7 @@ def _text_block(
     return block
 
 
-def _boundary_block(
-    segment: Segment, spot: _Spot, visible_to: int, ids: TokenIds
-) -> np.ndarray:
+def _boundary_block(segment: Segment, spot: _Spot, visible_to: int, ids: TokenIds) -> np.ndarray:
     """The pair of boundary tokens: und stream, but the image's order and position."""
     block = np.empty((7, 2), np.int32)
     block[:4] = np.array([spot.order, spot.order, visible_to, spot.position])[:, None]
@@ -398,9 +384,7 @@ def _fill(
     for block, shift in zip(blocks, shifts, strict=True):
         n = block.shape[1]
         if at + n > length:
-            raise DataError(
-                f"a pack holds {length} {name} tokens, but its trajectories need more"
-            )
+            raise DataError(f"a pack holds {length} {name} tokens, but its trajectories need more")
         out[:, at : at + n] = block + shift[:, None]
         at += n
     return out
@@ -430,9 +414,7 @@ def pack(runs: Sequence[Run], lengths: Lengths, sizes: PatchSizes) -> PackedBatc
             copies + run.copies,
         )
     text = _fill([r.text for r in runs], shifts_text, _PAD_TEXT, lengths.text, "text")
-    und = _fill(
-        [r.und for r in runs], shifts_und, _PAD_UND, lengths.und, "understanding"
-    )
+    und = _fill([r.und for r in runs], shifts_und, _PAD_UND, lengths.und, "understanding")
     gen = _fill([r.gen for r in runs], shifts_gen, _PAD_GEN, lengths.gen, "latent")
     # A clean latent's copy number was shifted along with the noised ones'.
     clean = np.concatenate([r.gen[5] == NO_COPY for r in runs] or [np.empty(0, bool)])
@@ -470,6 +452,4 @@ def stack(rows: Sequence[PackedBatch]) -> PackedBatch:
         Place(*(np.stack(x) for x in zip(*p, strict=True)))
         for p in zip(*(r[:3] for r in rows), strict=True)
     ]
-    return PackedBatch(
-        *places, *(np.stack(x) for x in zip(*(r[3:] for r in rows), strict=True))
-    )
+    return PackedBatch(*places, *(np.stack(x) for x in zip(*(r[3:] for r in rows), strict=True)))

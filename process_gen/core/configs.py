@@ -91,9 +91,7 @@ class ModelConfig:
             f"model.num_heads ({self.num_heads}) must be a multiple of model.num_kv_heads "
             f"({self.num_kv_heads})",
         )
-        _check(
-            self.head_dim % 2 == 0, f"model.head_dim must be even, got {self.head_dim}"
-        )
+        _check(self.head_dim % 2 == 0, f"model.head_dim must be even, got {self.head_dim}")
         _check(
             self.width % 4 == 0,
             f"model.width must be a multiple of 4, got {self.width}",
@@ -238,9 +236,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        _check(
-            self.ce_weight >= 0 and self.mse_weight >= 0, "loss weights must be >= 0"
-        )
+        _check(self.ce_weight >= 0 and self.mse_weight >= 0, "loss weights must be >= 0")
         _positive(
             "loss",
             t_std=self.t_std,

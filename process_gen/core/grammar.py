@@ -176,9 +176,7 @@ class _Writer:
     def text(self, part: Part, text: str, loss: bool, following: Next | None) -> int:
         if following is not None and following not in TRANSITIONS[part]:
             raise GrammarError(f"{following.value} may not follow a {part.value}")
-        self.segments.append(
-            Segment(Kind.TEXT, part, text=text, loss=loss, next=following)
-        )
+        self.segments.append(Segment(Kind.TEXT, part, text=text, loss=loss, next=following))
         return len(self.segments) - 1
 
     def image(
@@ -200,9 +198,7 @@ class _Writer:
         for kind in copies:
             last = kind is copies[-1]
             label = following if last else None
-            self.segments.append(
-                Segment(kind, part, image=image, next=label, plan=plan)
-            )
+            self.segments.append(Segment(kind, part, image=image, next=label, plan=plan))
         return list(range(first, len(self.segments)))
 
 
@@ -226,23 +222,15 @@ def to_segments(
     everything = supervise == "all"
     if trajectory.mode == "one_shot":
         if trajectory.final_image is None:
-            raise GrammarError(
-                f"one-shot trajectory {trajectory.prompt[:60]!r} has no picture"
-            )
+            raise GrammarError(f"one-shot trajectory {trajectory.prompt[:60]!r} has no picture")
         prompt = out.text(Part.BARE_PROMPT, trajectory.prompt, False, Next.IMAGE)
         image = trajectory.final_image
-        out.image(
-            Part.ONE_SHOT, image, plan=prompt, target=True, copies=(), following=None
-        )
+        out.image(Part.ONE_SHOT, image, plan=prompt, target=True, copies=(), following=None)
         return out.segments
     if trajectory.mode != "process":
-        raise GrammarError(
-            f"no grammar for mode {trajectory.mode!r}; known: process, one_shot"
-        )
+        raise GrammarError(f"no grammar for mode {trajectory.mode!r}; known: process, one_shot")
     if not trajectory.steps:
-        raise GrammarError(
-            f"process trajectory {trajectory.prompt[:60]!r} has no steps"
-        )
+        raise GrammarError(f"process trajectory {trajectory.prompt[:60]!r} has no steps")
     wrapped = prompt_text(trajectory.prompt, "process")
     out.text(Part.PROMPT, wrapped, False, Next.TEXT if everything else None)
     for i, step in enumerate(trajectory.steps):
@@ -258,9 +246,7 @@ def _write_step(out: _Writer, step: Step, *, last: bool, supervise: str) -> None
     def label(following: Next) -> Next | None:
         return following if everything else None
 
-    if (
-        step.sketch is None
-    ):  # text-only planning: nothing is said of what follows the plan
+    if step.sketch is None:  # text-only planning: nothing is said of what follows the plan
         out.text(Part.PLAN, step.plan, everything, None)
         return
     plan = out.text(Part.PLAN, step.plan, everything, label(Next.IMAGE))
@@ -290,9 +276,7 @@ def _write_step(out: _Writer, step: Step, *, last: bool, supervise: str) -> None
             hidden = dataclasses.replace(out.segments[index], hidden_after=inspection)
             out.segments[index] = hidden
     if step.refined_plan is not None:
-        plan = out.text(
-            Part.REFINED_PLAN, step.refined_plan, everything, label(Next.IMAGE)
-        )
+        plan = out.text(Part.REFINED_PLAN, step.refined_plan, everything, label(Next.IMAGE))
     if step.refined is not None:
         out.image(
             Part.REFINED,
@@ -318,15 +302,11 @@ def from_segments(segments: Sequence[Segment]) -> Trajectory:
     if first.part is Part.BARE_PROMPT:
         images = [s.image for s in segments[1:]]
         if not images or any(s.part is not Part.ONE_SHOT for s in segments[1:]):
-            raise GrammarError(
-                "a bare prompt is followed by its picture and nothing else"
-            )
+            raise GrammarError("a bare prompt is followed by its picture and nothing else")
         return Trajectory(prompt=first.text, mode="one_shot", final_image=images[0])
     prefix = PROCESS_WRAPPER.format(prompt="")
     if not first.text.startswith(prefix):
-        raise GrammarError(
-            f"a process prompt begins with {prefix!r}, got {first.text[:60]!r}"
-        )
+        raise GrammarError(f"a process prompt begins with {prefix!r}, got {first.text[:60]!r}")
     steps: list[Step] = []
     before = Part.PROMPT
     for number, segment in enumerate(segments[1:], start=1):
@@ -339,9 +319,7 @@ def from_segments(segments: Sequence[Segment]) -> Trajectory:
         if before is Part.PLAN:
             followers.add(Part.PLAN)  # text-only planning
         if part not in followers:
-            raise GrammarError(
-                f"segment {number}: a {part.value} may not follow a {before.value}"
-            )
+            raise GrammarError(f"segment {number}: a {part.value} may not follow a {before.value}")
         if part is Part.PLAN:
             steps.append(Step(plan=segment.text))
         elif part is Part.SKETCH:

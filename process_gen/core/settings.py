@@ -29,9 +29,7 @@ def build(kind: type[T], mapping: Any, where: str = "") -> T:
     if isinstance(mapping, kind):
         return mapping
     if not isinstance(mapping, Mapping):
-        raise ConfigError(
-            f"{where or 'config'} must be a mapping, got {type(mapping).__name__}"
-        )
+        raise ConfigError(f"{where or 'config'} must be a mapping, got {type(mapping).__name__}")
     hints = typing.get_type_hints(kind)
     names = [f.name for f in dataclasses.fields(typing.cast(Any, kind))]
     values = {}
@@ -39,9 +37,7 @@ def build(kind: type[T], mapping: Any, where: str = "") -> T:
         path = f"{where}.{key}" if where else str(key)
         if key not in names:
             close = difflib.get_close_matches(str(key), names, 1)
-            hint = (
-                f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
-            )
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
             raise ConfigError(f"unknown config key {path!r}; {hint}")
         values[key] = _convert(value, hints[key], path)
     try:

@@ -49,9 +49,7 @@ class Stage(enum.IntEnum):
     CONTROL = 7
 
 
-_PLAN = re.compile(
-    r"<ins>(?P<instruction>.*?)</ins>\s*<des>(?P<description>.*?)</des>", re.DOTALL
-)
+_PLAN = re.compile(r"<ins>(?P<instruction>.*?)</ins>\s*<des>(?P<description>.*?)</des>", re.DOTALL)
 _REFINE = re.compile(r"<refine>(?P<command>.*?)</refine>", re.DOTALL)
 
 
@@ -74,9 +72,7 @@ def refine_command(inspection: str) -> str | None:
     """
     match = _REFINE.search(inspection)
     if match is None and ("<refine>" in inspection or "</refine>" in inspection):
-        raise TrajectoryError(
-            f"inspection has an unbalanced <refine> tag: {inspection[:80]!r}"
-        )
+        raise TrajectoryError(f"inspection has an unbalanced <refine> tag: {inspection[:80]!r}")
     return match["command"] if match else None
 
 
@@ -103,9 +99,7 @@ class Step:
     @property
     def rejected(self) -> bool:
         """Whether the inspection found a fault in the sketch."""
-        return (
-            self.inspection is not None and refine_command(self.inspection) is not None
-        )
+        return self.inspection is not None and refine_command(self.inspection) is not None
 
     @property
     def image(self) -> Image | None:
@@ -180,13 +174,8 @@ def validate(trajectory: Trajectory) -> None:
 
     if trajectory.mode not in MODES:
         fail(f"mode {trajectory.mode!r} is not one of {', '.join(MODES)}")
-    if (
-        trajectory.finish_reason is not None
-        and trajectory.finish_reason not in FINISH_REASONS
-    ):
-        fail(
-            f"finish_reason {trajectory.finish_reason!r} is not one of {FINISH_REASONS}"
-        )
+    if trajectory.finish_reason is not None and trajectory.finish_reason not in FINISH_REASONS:
+        fail(f"finish_reason {trajectory.finish_reason!r} is not one of {FINISH_REASONS}")
     for name, image in (
         *((f"input {i}", x) for i, x in enumerate(trajectory.inputs)),
         *((f"picture {i}", x) for i, x in enumerate(trajectory.images)),
@@ -196,9 +185,7 @@ def validate(trajectory: Trajectory) -> None:
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
             fail(f"{name} has shape {image.shape}, wanted (height, width, 3)")
         if max(image.shape[:2]) > MAX_IMAGE_SIDE:
-            fail(
-                f"{name} has a side of {max(image.shape[:2])} px, more than {MAX_IMAGE_SIDE}"
-            )
+            fail(f"{name} has a side of {max(image.shape[:2])} px, more than {MAX_IMAGE_SIDE}")
     complete = trajectory.finish_reason in (None, "finished")
     if not complete:
         return
@@ -211,21 +198,15 @@ def validate(trajectory: Trajectory) -> None:
             fail("a one-shot trajectory has no picture")
     for i, step in enumerate(trajectory.steps):
         if parse_plan(step.plan) is None:
-            fail(
-                f"step {i}: the plan is not <ins>..</ins><des>..</des>: {step.plan[:80]!r}"
-            )
+            fail(f"step {i}: the plan is not <ins>..</ins><des>..</des>: {step.plan[:80]!r}")
         if step.refined_plan is not None and parse_plan(step.refined_plan) is None:
-            fail(
-                f"step {i}: the re-emitted plan is malformed: {step.refined_plan[:80]!r}"
-            )
+            fail(f"step {i}: the re-emitted plan is malformed: {step.refined_plan[:80]!r}")
         if step.inspection is not None and step.sketch is None:
             fail(f"step {i}: an inspection without a sketch")
         if step.refined is not None and not step.rejected:
             fail(f"step {i}: a refinement, but the inspection has no <refine> command")
         if step.refined_plan is not None and not step.rejected:
-            fail(
-                f"step {i}: a re-emitted plan, but the inspection has no <refine> command"
-            )
+            fail(f"step {i}: a re-emitted plan, but the inspection has no <refine> command")
         last = i == len(trajectory.steps) - 1
         if step.rejected and step.refined is None and not last:
             fail(f"step {i}: the inspection found a fault that no refinement repairs")
@@ -257,9 +238,7 @@ def decode_image(data: bytes) -> Image:
       TrajectoryError: not one of these formats, damaged, or larger than `MAX_IMAGE_SIDE`.
     """
     try:
-        with PILImage.open(
-            io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")
-        ) as picture:
+        with PILImage.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
             if max(picture.size) > MAX_IMAGE_SIDE:
                 raise TrajectoryError(
                     f"an image of {picture.size[0]}x{picture.size[1]} px is larger than "
@@ -272,27 +251,19 @@ def decode_image(data: bytes) -> Image:
             return np.asarray(picture.convert("RGB"))
     except TrajectoryError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's decoders raise many unrelated types on damaged bytes.
-        raise TrajectoryError(
-            f"cannot decode an image of {len(data)} bytes: {error}"
-        ) from error
+    except Exception as error:  # Pillow's decoders raise many unrelated types on damaged bytes.
+        raise TrajectoryError(f"cannot decode an image of {len(data)} bytes: {error}") from error
 
 
 def _image_to_json(image: Image | None) -> str | None:
-    return (
-        None if image is None else base64.b64encode(encode_png(image)).decode("ascii")
-    )
+    return None if image is None else base64.b64encode(encode_png(image)).decode("ascii")
 
 
 def _image_from_json(text: str | None) -> Image | None:
     if text is None:
         return None
     if not isinstance(text, str):
-        raise TrajectoryError(
-            f"an image must be a base64 string, got {type(text).__name__}"
-        )
+        raise TrajectoryError(f"an image must be a base64 string, got {type(text).__name__}")
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError as error:
@@ -321,21 +292,15 @@ def to_json(trajectory: Trajectory) -> dict[str, Any]:
         "text": trajectory.text,
         "finish_reason": trajectory.finish_reason,
         "metadata": dict(trajectory.metadata),
-        "sampled": dataclasses.asdict(trajectory.sampled)
-        if trajectory.sampled
-        else None,
+        "sampled": dataclasses.asdict(trajectory.sampled) if trajectory.sampled else None,
     }
 
 
-def _take(
-    record: Mapping[str, Any], key: str, kinds: tuple[type, ...], where: str
-) -> Any:
+def _take(record: Mapping[str, Any], key: str, kinds: tuple[type, ...], where: str) -> Any:
     value = record.get(key)
     if not isinstance(value, kinds):
         wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise TrajectoryError(
-            f"{where}: {key!r} must be {wanted}, got {type(value).__name__}"
-        )
+        raise TrajectoryError(f"{where}: {key!r} must be {wanted}, got {type(value).__name__}")
     return value
 
 
@@ -346,9 +311,7 @@ def from_json(record: Mapping[str, Any]) -> Trajectory:
       TrajectoryError: a field is missing, unknown, of the wrong type, or breaks a rule.
     """
     if not isinstance(record, Mapping):
-        raise TrajectoryError(
-            f"a trajectory must be an object, got {type(record).__name__}"
-        )
+        raise TrajectoryError(f"a trajectory must be an object, got {type(record).__name__}")
     if record.get("version") != FORMAT_VERSION:
         raise TrajectoryError(
             f"trajectory format {record.get('version')!r}; this code reads {FORMAT_VERSION}"
@@ -356,22 +319,16 @@ def from_json(record: Mapping[str, Any]) -> Trajectory:
     fields = {f.name for f in dataclasses.fields(Trajectory)} | {"version"}
     unknown = sorted(set(record) - fields)
     if unknown:
-        raise TrajectoryError(
-            f"unknown trajectory field(s): {', '.join(map(str, unknown))}"
-        )
+        raise TrajectoryError(f"unknown trajectory field(s): {', '.join(map(str, unknown))}")
     none = type(None)
     steps = []
     for i, item in enumerate(_take(record, "steps", (list,), "trajectory")):
         if not isinstance(item, Mapping):
-            raise TrajectoryError(
-                f"step {i} must be an object, got {type(item).__name__}"
-            )
+            raise TrajectoryError(f"step {i} must be an object, got {type(item).__name__}")
         where = f"step {i}"
         unknown = sorted(set(item) - {f.name for f in dataclasses.fields(Step)})
         if unknown:
-            raise TrajectoryError(
-                f"{where}: unknown field(s): {', '.join(map(str, unknown))}"
-            )
+            raise TrajectoryError(f"{where}: unknown field(s): {', '.join(map(str, unknown))}")
         steps.append(
             Step(
                 plan=_take(item, "plan", (str,), where),

@@ -1,0 +1,1 @@
+"""Interval attention: one interface, several implementations."""

@@ -1,0 +1,1 @@
+"""Elementwise losses and their reduction by stage."""

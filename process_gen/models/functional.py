@@ -1,0 +1,91 @@
+"""The edge of `models`: plain nested-dict parameters and pure functions.
+
+jax.jit, grad, eval_shape and scan are JAX's own outside this package; no NNX object crosses the edge.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from process_gen.core.configs import ModelConfig
+from process_gen.models.transformer import Cache
+from process_gen.models.unified import Outputs, Streams, UnifiedModel
+
+Params = dict[str, Any]
+
+# With eager sharding, a weight with axis names could not be built without a mesh. `sharding.rules`
+# looks the names up instead, and raises on an unknown one.
+nnx.use_eager_sharding(False)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFns:
+    """A model as pure functions.
+
+    Attributes:
+      init: ``key -> params``; shapes alone come from `jax.eval_shape`.
+      forward: ``(params, streams, cache=None) -> Outputs``.
+      logits: ``(params, hidden[..., D]) -> float32[..., W]``.
+      logical_axes: like the parameters, a tuple of `core.axes` names a leaf.
+    """
+
+    init: Callable[[jax.Array], Params]
+    forward: Callable[..., Outputs]
+    logits: Callable[[Params, jax.Array], jax.Array]
+    logical_axes: dict[str, Any]
+
+
+def build(cfg: ModelConfig) -> ModelFns:
+    """Describes the model of a config; no array is made here.
+
+    The functions raise ValueError when a parameter is missing, unknown, or of another shape.
+    """
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: UnifiedModel(cfg, rngs=nnx.Rngs(0))))
+    shapes = nnx.to_pure_dict(abstract)
+
+    def init(key: jax.Array) -> Params:
+        return nnx.to_pure_dict(nnx.state(UnifiedModel(cfg, rngs=nnx.Rngs(key)), nnx.Param))
+
+    def bind(params: Params) -> UnifiedModel:
+        check_shapes(params, shapes)
+        state = jax.tree.map(lambda leaf: leaf, abstract)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)
+
+    def forward(params: Params, streams: Streams, cache: Cache | None = None) -> Outputs:
+        return bind(params)(streams, cache)
+
+    def logits(params: Params, hidden: jax.Array) -> jax.Array:
+        return bind(params).logits(hidden)
+
+    names = jax.tree.map(
+        lambda leaf: tuple(leaf.get_metadata()["out_sharding"]),
+        abstract,
+        is_leaf=lambda leaf: isinstance(leaf, nnx.Param),
+    )
+    return ModelFns(init, forward, logits, nnx.to_pure_dict(names))
+
+
+def check_shapes(params: Params, expected: Params) -> None:
+    """Compares two parameter trees by name and shape.
+
+    Raises:
+      ValueError: names what is missing, unknown or of another shape.
+    """
+    have, want = _flat(params), _flat(expected)
+    missing, unknown = sorted(set(want) - set(have)), sorted(set(have) - set(want))
+    if missing or unknown:
+        raise ValueError(f"parameters do not fit: missing {missing[:5]}, unknown {unknown[:5]}")
+    for name, leaf in want.items():
+        if have[name].shape != leaf.shape:
+            raise ValueError(f"parameter {name} is {have[name].shape}, expected {leaf.shape}")
+
+
+def _flat(tree: Params) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}

@@ -1,0 +1,126 @@
+"""Small building blocks: linear maps, RMSNorm, SwiGLU, rotary and sin-cos positions."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from process_gen.core import axes
+
+
+class Linear(nnx.Module):
+    """``x @ kernel + bias``, computed on a flattened 2-D view (1.1 to 1.3x faster on CPU).
+
+    Attributes:
+      kernel: ``[inputs, outputs]``.
+      bias: ``[outputs]`` or None.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        names: tuple[str, str],
+        rngs: nnx.Rngs,
+        bias: bool = False,
+        scale: float = 1.0,
+        param_dtype: str = "float32",
+    ):
+        """Draws a truncated normal of standard deviation ``scale / sqrt(inputs)``; 0 gives zeros."""
+        if scale == 0.0:
+            kernel = jnp.zeros((inputs, outputs), param_dtype)
+        else:
+            # 0.8796 is the standard deviation of a normal cut at two of its own.
+            draw = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, (inputs, outputs))
+            kernel = (draw * (scale / math.sqrt(inputs) / 0.87962566)).astype(param_dtype)
+        self.kernel = nnx.Param(kernel, out_sharding=names)
+        self.bias = (
+            nnx.Param(jnp.zeros(outputs, param_dtype), out_sharding=names[1:]) if bias else None
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``[..., inputs]`` to ``[..., outputs]`` in the type of `x`."""
+        flat = x.reshape(-1, x.shape[-1])
+        out = flat @ self.kernel[...].astype(x.dtype)
+        if self.bias is not None:
+            out = out + self.bias[...].astype(x.dtype)
+        return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
+class RMSNorm(nnx.Module):
+    """``scale * cast(x32 / rms(x32))``: float32 statistics, cast back before scaling."""
+
+    def __init__(self, width: int, *, name: str, eps: float, param_dtype: str = "float32"):
+        """Starts at scale 1."""
+        self.scale = nnx.Param(jnp.ones(width, param_dtype), out_sharding=(name,))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalises the last axis."""
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
+        return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """``down(silu(gate x) * up x)``."""
+
+    def __init__(
+        self, width: int, mlp_width: int, *, rngs: nnx.Rngs, out_scale: float, param_dtype: str
+    ):
+        """Three matrices without biases."""
+        into, outof = (axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED)
+        self.gate = Linear(width, mlp_width, names=into, rngs=rngs, param_dtype=param_dtype)
+        self.up = Linear(width, mlp_width, names=into, rngs=rngs, param_dtype=param_dtype)
+        self.down = Linear(
+            mlp_width, width, names=outof, rngs=rngs, scale=out_scale, param_dtype=param_dtype
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``[..., D]`` to ``[..., D]``."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+def time_features(t: jax.Array, features: int) -> jax.Array:
+    """Sinusoids of t in [0, 1] (not times 1000), cosines first; float32 ``[..., features]``.
+
+    Source: SPEC 2.5.
+    """
+    half = features // 2
+    frequency = jnp.exp(-math.log(1e4) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = t.astype(jnp.float32)[..., None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
+
+
+def rotary(position: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """``(cos, sin)`` of the rotary angles, float32 ``[..., head_dim / 2]``."""
+    half = head_dim // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = position.astype(jnp.float32)[..., None] * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BxSxHxDh: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates halves (the first with the second, not neighbours), in float32 (SPEC 2.1)."""
+    x = x_BxSxHxDh.astype(jnp.float32)
+    first, second = jnp.split(x, 2, -1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.astype(x_BxSxHxDh.dtype)
+
+
+def sincos_table(side: int, width: int) -> np.ndarray:
+    """The frozen 2-D position table, float32 ``[side * side, width]`` (SPEC 2.4).
+
+    Row ``r * side + c`` is ``[sin(c w), cos(c w), sin(r w), cos(r w)]``, the column first, with
+    ``w_j = 10000^(-j / (width / 4))``.
+    """
+    frequency = 1e4 ** (-np.arange(width // 4) / (width / 4))
+    row, column = np.divmod(np.arange(side * side), side)
+    parts = [f(x[:, None] * frequency) for x in (column, row) for f in (np.sin, np.cos)]
+    return np.concatenate(parts, 1).astype(np.float32)

@@ -1,0 +1,186 @@
+"""The Mixture-of-Transformers: two dense streams, two experts, one joint attention.
+
+Tokens are routed by type, which the packer knows, so the und and the gen stream each pass through
+their own expert's weights once; attention alone sees both. Training and the KV cache use the same
+code: a cache is one more block of keys, and the keys and values of the new tokens are returned.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from process_gen.core import axes
+from process_gen.core.batch import Place
+from process_gen.core.configs import ModelConfig
+from process_gen.kernels.interval_attention import KeyBlock, interval_attention
+from process_gen.models.layers import Linear, RMSNorm, SwiGLU, rotary, rotate
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Cache(NamedTuple):
+    """Keys and values of tokens seen before, in any physical order.
+
+    Attributes:
+      k_LxBxCxKxDh, v_LxBxCxKxDh: normed and rotated keys, and values.
+      visible_from_BxC, visible_to_BxC: int32; an unused slot's interval is empty.
+    """
+
+    k_LxBxCxKxDh: jax.Array
+    v_LxBxCxKxDh: jax.Array
+    visible_from_BxC: jax.Array
+    visible_to_BxC: jax.Array
+
+
+class ExpertAttention(nnx.Module):
+    """One expert's projections around the joint attention."""
+
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs, out_scale: float):
+        """Grouped-query projections with a norm per head on q and k."""
+        d, dh, dtype = cfg.width, cfg.head_dim, cfg.param_dtype
+        names_q, names_kv = (axes.EMBED, axes.HEADS), (axes.EMBED, axes.KV_HEADS)
+        bias, heads, kv = cfg.qkv_bias, cfg.num_heads * dh, cfg.num_kv_heads * dh
+        self.q = Linear(d, heads, names=names_q, rngs=rngs, bias=bias, param_dtype=dtype)
+        self.k = Linear(d, kv, names=names_kv, rngs=rngs, bias=bias, param_dtype=dtype)
+        self.v = Linear(d, kv, names=names_kv, rngs=rngs, bias=bias, param_dtype=dtype)
+        self.o = Linear(
+            heads,
+            d,
+            names=(axes.HEADS, axes.EMBED),
+            rngs=rngs,
+            scale=out_scale,
+            param_dtype=dtype,
+        )
+        self.q_norm = RMSNorm(dh, name=axes.HEAD_DIM, eps=cfg.norm_eps, param_dtype=dtype)
+        self.k_norm = RMSNorm(dh, name=axes.HEAD_DIM, eps=cfg.norm_eps, param_dtype=dtype)
+        self.head_dim = dh
+
+    def project(self, x_BxNxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """``q[B, N, H, Dh]``, ``k[B, N, K, Dh]`` (both normed, not rotated) and v."""
+
+        def heads(x: jax.Array) -> jax.Array:
+            return x.reshape(*x.shape[:2], -1, self.head_dim)
+
+        q, k, v = (heads(part(x_BxNxD)) for part in (self.q, self.k, self.v))
+        return self.q_norm(q), self.k_norm(k), v
+
+
+class Expert(nnx.Module):
+    """One expert's weights of one layer."""
+
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
+        """Pre-norm block; residual branches start at 1/sqrt(2 L) of unit scale."""
+        out_scale = (2 * cfg.num_layers) ** -0.5
+        norm = {"name": axes.EMBED, "eps": cfg.norm_eps, "param_dtype": cfg.param_dtype}
+        self.input_norm = RMSNorm(cfg.width, **norm)
+        self.attention = ExpertAttention(cfg, rngs=rngs, out_scale=out_scale)
+        self.post_norm = RMSNorm(cfg.width, **norm)
+        self.mlp = SwiGLU(
+            cfg.width,
+            cfg.mlp_width,
+            rngs=rngs,
+            out_scale=out_scale,
+            param_dtype=cfg.param_dtype,
+        )
+
+    def finish(self, x_BxNxD: jax.Array, attended_BxNxHxDh: jax.Array) -> jax.Array:
+        """Adds the attention's output and the MLP to the residual stream."""
+        x = x_BxNxD + self.attention.o(attended_BxNxHxDh.reshape(*x_BxNxD.shape[:2], -1))
+        return x + self.mlp(self.post_norm(x))
+
+
+class Layer(nnx.Module):
+    """Both experts of one layer."""
+
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
+        """Independent weights for und and gen."""
+        self.und = Expert(cfg, rngs=rngs)
+        self.gen = Expert(cfg, rngs=rngs)
+        self.implementation = cfg.attention
+
+    def __call__(
+        self,
+        und_BxUxD: jax.Array,
+        gen_BxGxD: jax.Array,
+        turn: tuple[jax.Array, jax.Array],
+        place: Place,
+        cached: KeyBlock | None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """One layer over both streams; an empty stream costs nothing.
+
+        Returns:
+          The two streams, and the new tokens' keys and values ``[B, S, K, Dh]``.
+        """
+        streams = [(self.und, und_BxUxD), (self.gen, gen_BxGxD)]
+        parts = [e.attention.project(e.input_norm(x)) for e, x in streams if x.shape[1]]
+        q, k, v = (p[0] if len(p) == 1 else jnp.concatenate(p, 1) for p in zip(*parts, strict=True))
+        q, k = rotate(q, *turn), rotate(k, *turn)
+        own = KeyBlock(k, v, place.visible_from, place.visible_to)
+        blocks = [own] if cached is None else [cached, own]
+        attended = interval_attention(q, place.order, blocks, self.implementation)
+        outputs, at = [], 0
+        for expert, x in streams:
+            n = x.shape[1]
+            outputs.append(expert.finish(x, attended[:, at : at + n]) if n else x)
+            at += n
+        return outputs[0], outputs[1], k, v
+
+
+def stacked_layers(cfg: ModelConfig, rngs: nnx.Rngs) -> Layer:
+    """All layers as one `Layer` whose weights have a leading axis, each drawn from its own key."""
+
+    @nnx.split_rngs(splits=cfg.num_layers)
+    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: axes.LAYERS})
+    def create(rngs: nnx.Rngs) -> Layer:
+        return Layer(cfg, rngs=rngs)
+
+    return create(rngs)
+
+
+def run_layers(
+    stacked: Layer,
+    cfg: ModelConfig,
+    und_BxUxD: jax.Array,
+    gen_BxGxD: jax.Array,
+    place: Place,
+    cache: Cache | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Runs the layers one after the other, as one compiled loop or inlined (`cfg.layers`).
+
+    Args:
+      stacked: of `stacked_layers`.
+      cfg: sizes, and how to loop and rematerialise.
+      und_BxUxD, gen_BxGxD: embedded streams; either may have no tokens.
+      place: of und and then gen tokens, ``int32[B, S]`` each.
+      cache: earlier keys and values.
+
+    Returns:
+      The streams before the final norms, and the keys and values of the new tokens
+      ``[L, B, S, K, Dh]``.
+    """
+    graph, weights = nnx.split(stacked)
+    turn = rotary(place.position, cfg.head_dim, cfg.rope_theta)
+
+    def body(
+        streams: tuple[jax.Array, jax.Array], scanned: tuple
+    ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+        layer_weights, keys = scanned
+        cached = None
+        if cache is not None:
+            cached = KeyBlock(*keys, cache.visible_from_BxC, cache.visible_to_BxC)
+        und, gen, k, v = nnx.merge(graph, layer_weights)(*streams, turn, place, cached)
+        return (und, gen), (k, v)
+
+    if cfg.remat != "none":
+        body = jax.checkpoint(body, policy=_REMAT_POLICIES[cfg.remat])
+    keys = None if cache is None else (cache.k_LxBxCxKxDh, cache.v_LxBxCxKxDh)
+    unroll = cfg.num_layers if cfg.layers == "unroll" else 1
+    streams, (k, v) = jax.lax.scan(body, (und_BxUxD, gen_BxGxD), (weights, keys), unroll=unroll)
+    return *streams, k, v

@@ -1,0 +1,167 @@
+"""The unified model: text, understanding patches and image latents in one sequence."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from process_gen.core import axes
+from process_gen.core.batch import Place
+from process_gen.core.configs import ModelConfig
+from process_gen.models.layers import Linear, RMSNorm, sincos_table, time_features
+from process_gen.models.transformer import Cache, run_layers, stacked_layers
+
+
+class Streams(NamedTuple):
+    """What enters the model. Any of T, V, G may be 0.
+
+    Attributes:
+      text, und, gen: places of the three parts.
+      token_BxT: int32.
+      patch_BxVxQ: pixels in [-1, 1].
+      patch_id_BxV: int32 rows of the 2-D position table.
+      latent_BxGxP: noised (or clean) latents x_t.
+      latent_id_BxG: int32 rows of the 2-D position table.
+      t_BxG: float32 in [0, 1], 0 for clean latents.
+    """
+
+    text: Place
+    und: Place
+    gen: Place
+    token_BxT: jax.Array
+    patch_BxVxQ: jax.Array
+    patch_id_BxV: jax.Array
+    latent_BxGxP: jax.Array
+    latent_id_BxG: jax.Array
+    t_BxG: jax.Array
+
+
+class Outputs(NamedTuple):
+    """What leaves it.
+
+    Attributes:
+      hidden_BxTxD: normed text states; `logits` reads them.
+      output_BxGxP: float32 output of the flow head, see `flow_matching.to_velocity`.
+      k_LxBxSxKxDh, v_LxBxSxKxDh: keys and values of all tokens, text, patches, latents.
+    """
+
+    hidden_BxTxD: jax.Array
+    output_BxGxP: jax.Array
+    k_LxBxSxKxDh: jax.Array
+    v_LxBxSxKxDh: jax.Array
+
+
+class Embedding(nnx.Module):
+    """The token table."""
+
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
+        """Unit normal, the scale of the position tables that are added to the other tokens."""
+        table = jax.random.normal(rngs.params(), (cfg.vocab_size, cfg.width))
+        self.table = nnx.Param(table.astype(cfg.param_dtype), out_sharding=(axes.VOCAB, axes.EMBED))
+
+
+class PatchEncoder(nnx.Module):
+    """The smallest understanding encoder: one linear map of a patch's pixels."""
+
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
+        """Maps ``Q`` pixels to the model's width."""
+        self.patch_in = Linear(
+            cfg.und_features,
+            cfg.width,
+            names=(axes.PATCH, axes.EMBED),
+            rngs=rngs,
+            bias=True,
+            param_dtype=cfg.param_dtype,
+        )
+
+    def __call__(self, patch_BxVxQ: jax.Array) -> jax.Array:
+        """``[B, V, D]``, without positions."""
+        return self.patch_in(patch_BxVxQ)
+
+
+class FinalNorms(nnx.Module):
+    """The last norm of either stream."""
+
+    def __init__(self, cfg: ModelConfig):
+        """One a stream."""
+        norm = {"name": axes.EMBED, "eps": cfg.norm_eps, "param_dtype": cfg.param_dtype}
+        self.und = RMSNorm(cfg.width, **norm)
+        self.gen = RMSNorm(cfg.width, **norm)
+
+
+class UnifiedModel(nnx.Module):
+    """Embeds the three parts, runs the transformer, reads text states and the flow head."""
+
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
+        """All weights; heads start at 0, so that the first loss is that of a blank guess."""
+        d, dtype = cfg.width, cfg.param_dtype
+        self.embed = Embedding(cfg, rngs=rngs)
+        self.time_in = Linear(
+            cfg.time_features,
+            d,
+            names=(axes.PATCH, axes.EMBED),
+            rngs=rngs,
+            bias=True,
+            param_dtype=dtype,
+        )
+        self.time_out = Linear(
+            d, d, names=(axes.EMBED, axes.EMBED_OUT), rngs=rngs, bias=True, param_dtype=dtype
+        )
+        p = cfg.latent_features
+        self.latent_in = Linear(
+            p, d, names=(axes.PATCH, axes.EMBED), rngs=rngs, bias=True, param_dtype=dtype
+        )
+        self.latent_out = Linear(
+            d,
+            p,
+            names=(axes.EMBED, axes.PATCH),
+            rngs=rngs,
+            bias=True,
+            scale=0.0,
+            param_dtype=dtype,
+        )
+        self.und_encoder = PatchEncoder(cfg, rngs=rngs) if cfg.und_encoder == "patch" else None
+        self.layers = stacked_layers(cfg, rngs)
+        self.final_norm = FinalNorms(cfg)
+        self.lm_head = Linear(
+            d,
+            cfg.vocab_size,
+            names=(axes.EMBED, axes.VOCAB),
+            rngs=rngs,
+            scale=0.0,
+            param_dtype=dtype,
+        )
+        self.cfg = cfg
+
+    def __call__(self, streams: Streams, cache: Cache | None = None) -> Outputs:
+        """One forward pass, for training (no cache) and for sampling (with one)."""
+        cfg = self.cfg
+        und = self.embed.table[...][streams.token_BxT].astype(cfg.dtype)
+        if streams.patch_BxVxQ.shape[1]:
+            if self.und_encoder is None:
+                raise ValueError("the batch has understanding patches, but und_encoder='none'")
+            patches = self.und_encoder(streams.patch_BxVxQ.astype(cfg.dtype))
+            table = jnp.asarray(sincos_table(cfg.und_grid, cfg.width), cfg.dtype)
+            und = jnp.concatenate([und, patches + table[streams.patch_id_BxV]], 1)
+        gen = self._embed_latents(streams)
+        parts = [streams.text, streams.und, streams.gen]
+        place = Place(*(jnp.concatenate(p, 1) for p in zip(*parts, strict=True)))
+        und, gen, k, v = run_layers(self.layers, cfg, und, gen, place, cache)
+        hidden = self.final_norm.und(und[:, : streams.token_BxT.shape[1]])
+        output = self.latent_out(self.final_norm.gen(gen)).astype(jnp.float32)
+        return Outputs(hidden, output, k, v)
+
+    def _embed_latents(self, streams: Streams) -> jax.Array:
+        cfg = self.cfg
+        sinusoid = time_features(streams.t_BxG, cfg.time_features).astype(cfg.dtype)
+        time = self.time_out(jax.nn.silu(self.time_in(sinusoid)))
+        table = jnp.asarray(sincos_table(cfg.latent_grid, cfg.width), cfg.dtype)
+        latents = self.latent_in(streams.latent_BxGxP.astype(cfg.dtype))
+        return latents + time + table[streams.latent_id_BxG]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float32 ``[..., W]`` from normed text states."""
+        return self.lm_head(hidden).astype(jnp.float32)
