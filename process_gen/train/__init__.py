@@ -1,0 +1,1 @@
+"""Optimiser, state, metrics and the training loop."""

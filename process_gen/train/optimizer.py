@@ -1,0 +1,179 @@
+"""The update rule: AdamW, or Muon for the matrices of the layers with AdamW for everything else.
+
+The transformation works at learning rate one. The rate multiplies its result in `state.advance`, so
+that a schedule can follow a number of steps that is known only once a few of them were timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from process_gen.core import axes
+from process_gen.core.configs import OptimizerConfig
+from process_gen.core.errors import ConfigError
+
+Schedule = Callable[[jax.Array, jax.Array], jax.Array]
+
+# Root mean square of a Muon update, which is about AdamW's: arXiv 2502.16982, section 2.2.
+_MUON_RMS = 0.2
+
+
+def make_optimizer(
+    config: OptimizerConfig, logical_axes: Any
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """Builds the transformation of gradients and the schedule of its learning rate.
+
+    Clipping by the global norm comes first, then the direction, then decoupled weight decay on
+    matrices (`is_matrix`). A leaf whose gradient is zero throughout is left alone, see
+    `skip_untouched`.
+
+    Args:
+      config: the settings.
+      logical_axes: nested dict with a tuple of logical names per weight.
+
+    Returns:
+      `(tx, schedule)`. `tx.update` gives updates for learning rate 1, sign included.
+      `schedule(step, total_steps)` gives the rate of the update that makes step `step + 1`.
+    """
+    if config.name == "muon":
+        # optax runs Nesterov momentum in both groups.
+        direction = optax.contrib.muon(
+            learning_rate=config.muon_scale,
+            ns_steps=config.muon_steps,
+            beta=config.muon_beta,
+            eps=config.eps,
+            adam_b1=config.b1,
+            adam_b2=config.b2,
+            adam_learning_rate=1.0,
+            muon_weight_dimension_numbers=muon_dimensions(logical_axes),
+            consistent_rms=_MUON_RMS,
+        )
+    else:
+        direction = optax.adam(1.0, b1=config.b1, b2=config.b2, eps=config.eps)
+    matrices = jax.tree.map(is_matrix, logical_axes, is_leaf=_is_names)
+    tx = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        direction,
+        # The direction is a descent already, so the decay carries the minus sign.
+        optax.add_decayed_weights(-config.weight_decay, mask=matrices),
+    )
+    return skip_untouched(tx), make_schedule(config)
+
+
+def make_schedule(config: OptimizerConfig) -> Schedule:
+    """The learning rate: linear warm-up from one step's share, then `config.schedule`.
+
+    Its arguments may be traced int32 scalars; the shape follows whatever total it is given.
+    """
+
+    def schedule(step: jax.Array, total_steps: jax.Array) -> jax.Array:
+        step, total = jnp.float32(step), jnp.float32(total_steps)
+        warmup = float(config.warmup_steps)
+        if config.schedule == "cosine":
+            done = jnp.clip((step - warmup) / jnp.maximum(total - warmup, 1.0), 0.0, 1.0)
+            shape = 0.5 * (1.0 + jnp.cos(jnp.pi * done))
+        elif config.schedule == "linear":
+            length = jnp.maximum(config.decay_fraction * total, 1.0)
+            shape = jnp.clip((total - step) / length, 0.0, 1.0)
+        else:
+            shape = jnp.float32(1.0)
+        warm = jnp.minimum((step + 1.0) / max(warmup, 1.0), 1.0)
+        scale = config.final_scale + (1.0 - config.final_scale) * shape
+        return config.learning_rate * warm * scale
+
+    return schedule
+
+
+def is_matrix(names: tuple[str, ...]) -> bool:
+    """Whether a weight multiplies the residual stream: two or more dimensions, `embed` among them.
+
+    The layer axis does not count. A bias kept as [L, heads, head_dim] is thus not a matrix.
+    """
+    own = [name for name in names if name != axes.LAYERS]
+    return len(own) >= 2 and axes.EMBED in own
+
+
+def muon_dimensions(logical_axes: Any) -> Any:
+    """Which dimensions of a weight Muon takes as the rows and columns of a matrix.
+
+    Muon is for the matrices of the transformer's own layers (the top-level entry "layers"); their
+    layer axis is a batch of matrices. Embeddings, heads, norms, biases, and everything that leads
+    into or out of the layers get None, which is AdamW.
+
+    Raises:
+      ConfigError: a matrix of more than two dimensions with `embed` neither first nor last.
+    """
+
+    def dimensions(path: Any, names: tuple[str, ...]) -> MuonDimensionNumbers | None:
+        if not is_matrix(names) or path[0] != jax.tree_util.DictKey("layers"):
+            return None
+        own = [i for i, name in enumerate(names) if name != axes.LAYERS]
+        if names[own[0]] == axes.EMBED or len(own) == 2:
+            return MuonDimensionNumbers((own[0],), tuple(own[1:]))
+        if names[own[-1]] == axes.EMBED:
+            return MuonDimensionNumbers(tuple(own[:-1]), (own[-1],))
+        where = jax.tree_util.keystr(path, simple=True, separator="/")
+        raise ConfigError(f"Muon cannot read {where} with axes {names} as a matrix")
+
+    return jax.tree.map_with_path(dimensions, logical_axes, is_leaf=_is_names)
+
+
+def map_param_like(tree: Any, opt_state: Any, default: Any) -> Any:
+    """Spreads a tree over the optimiser's state.
+
+    Args:
+      tree: nested dict with one value per weight.
+      opt_state: state of the transformation for those weights.
+      default: value for leaves of the state that belong to no weight, such as counters.
+
+    Returns:
+      A tree like `opt_state`: at each leaf that mirrors a weight (a moment), the value of that
+      weight. A leaf mirrors a weight when its path ends in the weight's own. (`optax` has
+      `tree_map_params` for this; it cannot look into the partition that Muon needs.)
+    """
+    values = {path: value for path, value in jax.tree.leaves_with_path(tree)}
+
+    def find(path: Any, _: Any) -> Any:
+        suffixes = (tuple(path[i:]) for i in range(len(path)))
+        return next((values[s] for s in suffixes if s in values), default)
+
+    return jax.tree.map_with_path(find, opt_state)
+
+
+def skip_untouched(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Leaves a weight alone in a step that gave it no gradient at all.
+
+    A batch without images sends the gen expert a gradient of exact zeros, and without text the und
+    expert. Momentum, weight decay and decaying moments would still move the expert or its state;
+    here its weights and moments keep their values, bit for bit. Counters run on, so that a bias
+    correction after a pause is a little too weak.
+    """
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        touched = jax.tree.map(lambda g: jnp.any(g != 0), grads)
+        updates, new_state = inner.update(grads, state, params)
+        updates = jax.tree.map(lambda t, u: jnp.where(t, u, jnp.zeros_like(u)), touched, updates)
+        flags = map_param_like(touched, state, True)
+        return updates, jax.tree.map(lambda t, n, o: jnp.where(t, n, o), flags, new_state, state)
+
+    return optax.GradientTransformation(inner.init, update)
+
+
+def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
+    """The averaged weights (float32) after an update.
+
+    The decay starts low, `(1 + step) / (10 + step)`, and rises to `decay`, so that the random
+    initial weights are forgotten early in short runs too.
+    """
+    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step)).astype(jnp.float32)
+    return jax.tree.map(lambda e, p: e + (1.0 - rate) * (p.astype(e.dtype) - e), ema, params)
+
+
+def _is_names(x: Any) -> bool:
+    return isinstance(x, tuple)

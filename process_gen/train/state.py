@@ -1,0 +1,127 @@
+"""What a step changes: weights, their average, the optimiser's state, and two counters."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from process_gen.sharding import rules
+from process_gen.train import optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a training step reads and writes, as a pytree.
+
+    Attributes:
+      step: int32 scalar, updates made so far.
+      total_steps: int32 scalar, updates of the whole run. An array, because schedules follow it and
+        a run with a time budget learns it only after its first steps, without compiling anew.
+      params: nested dict of weights.
+      ema: nested dict like `params` in float32, or None where no average is kept.
+      opt_state: state of the transformation that `optimizer.make_optimizer` gives.
+    """
+
+    step: jax.Array
+    total_steps: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def make_state(
+    params: Any, tx: optax.GradientTransformation, total_steps: int, ema_decay: float
+) -> TrainState:
+    """The state before the first step. The average starts at the weights."""
+    return TrainState(
+        step=jnp.int32(0),
+        total_steps=jnp.int32(total_steps),
+        params=params,
+        ema=jax.tree.map(lambda p: p.astype(jnp.float32), params) if ema_decay else None,
+        opt_state=tx.init(params),
+    )
+
+
+def abstract_state(
+    fns: Any, tx: optax.GradientTransformation, total_steps: int, ema_decay: float, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, as `jax.ShapeDtypeStruct`s; makes no array.
+
+    Args:
+      fns: `models.functional.ModelFns`; its `init` and `logical_axes` are used.
+      tx: from `optimizer.make_optimizer`.
+      total_steps: any number, for the shape only.
+      ema_decay: whether there is an average (0: none).
+      mesh: from `sharding.mesh.make_mesh`.
+    """
+    shapes = jax.eval_shape(
+        lambda key: make_state(fns.init(key), tx, total_steps, ema_decay), jax.random.key(0)
+    )
+    whole = rules.replicated(mesh)
+    weights = rules.logical_to_sharding(fns.logical_axes, mesh, shapes.params)
+    shardings = TrainState(
+        step=whole,
+        total_steps=whole,
+        params=weights,
+        ema=weights if ema_decay else None,
+        opt_state=optimizer.map_param_like(weights, shapes.opt_state, whole),
+    )
+    return jax.tree.map(
+        lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings
+    )
+
+
+def init_state(
+    fns: Any,
+    tx: optax.GradientTransformation,
+    key: jax.Array,
+    total_steps: int,
+    ema_decay: float,
+    mesh: Mesh,
+) -> TrainState:
+    """Makes the first state straight in its shards: no device or host ever holds it whole."""
+    abstract = abstract_state(fns, tx, total_steps, ema_decay, mesh)
+    shardings = jax.tree.map(lambda s: s.sharding, abstract)
+
+    def init(key: jax.Array) -> TrainState:
+        return make_state(fns.init(key), tx, total_steps, ema_decay)
+
+    return jax.jit(init, out_shardings=shardings)(key)
+
+
+def advance(
+    state: TrainState,
+    grads: Any,
+    tx: optax.GradientTransformation,
+    schedule: optimizer.Schedule,
+    ema_decay: float,
+) -> tuple[TrainState, dict[str, tuple[jax.Array, jax.Array]]]:
+    """Applies one update.
+
+    Args:
+      state: before the step.
+      grads: gradients of the loss, like `state.params`.
+      tx: transformation at learning rate one.
+      schedule: `(step, total_steps) -> learning rate`.
+      ema_decay: of the average; ignored where the state keeps none.
+
+    Returns:
+      The state after the step, and the metrics `learning_rate` and `grad_norm` (before clipping),
+      each as (value, 1).
+    """
+    rate = schedule(state.step, state.total_steps)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: (p + rate * u).astype(p.dtype), state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = optimizer.update_ema(ema, params, state.step, ema_decay)
+    one = jnp.float32(1.0)
+    metrics = {"learning_rate": (rate, one), "grad_norm": (optax.tree.norm(grads), one)}
+    new = TrainState(state.step + 1, state.total_steps, params, ema, opt_state)
+    return new, metrics
