@@ -1,0 +1,214 @@
+"""The SigLIP-NaViT understanding encoder and its connector (SPEC 2.6).
+
+Images of any sizes lie side by side in one packed row of patches; the interval attention with order
+= from = to = image number keeps each image to itself, and nothing is padded to a common size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from process_gen.core import axes
+from process_gen.core.attention_mask import NEVER, PAD_ORDER
+from process_gen.kernels.interval_attention import KeyBlock, interval_attention
+from process_gen.models.layers import Linear
+
+
+@dataclasses.dataclass(frozen=True)
+class VitConfig:
+    """Sizes of the encoder; the defaults are BAGEL's SigLIP-so400m/14 at 980 px.
+
+    Attributes:
+      width, mlp_width, num_heads: as in any transformer.
+      num_layers: layers that are built. BAGEL's `vit_config.json` says one more: features are taken
+        before the last layer, which the file does not hold.
+      patch: side of a patch in pixels.
+      grid: side of the learned position table in patches.
+      norm_eps: epsilon of every LayerNorm.
+      param_dtype: type of the weights; activations have the type of the patches.
+      attention: implementation in `kernels`.
+      remat: whether the backward pass recomputes each layer from its input.
+    """
+
+    width: int = 1152
+    mlp_width: int = 4304
+    num_layers: int = 26
+    num_heads: int = 16
+    patch: int = 14
+    grid: int = 70
+    norm_eps: float = 1e-6
+    param_dtype: str = "float32"
+    attention: str = "dense"
+    remat: bool = False
+
+    @property
+    def patch_features(self) -> int:
+        """Numbers in a patch."""
+        return self.patch * self.patch * 3
+
+
+class LayerNorm(nnx.Module):
+    """Mean and variance normalisation of the last axis, in float32."""
+
+    def __init__(self, cfg: VitConfig):
+        """Scale one, bias zero."""
+        names = (axes.EMBED,)
+        self.scale = nnx.Param(jnp.ones(cfg.width, cfg.param_dtype), out_sharding=names)
+        self.bias = nnx.Param(jnp.zeros(cfg.width, cfg.param_dtype), out_sharding=names)
+        self.eps = cfg.norm_eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Keeps shape and type."""
+        x32 = x.astype(jnp.float32)
+        centred = x32 - x32.mean(-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
+        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        lead = (None,) * (x.ndim - 1)
+        return (normed * scale[lead] + bias[lead]).astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+    """Linear, tanh-approximated GELU, Linear; the connector too."""
+
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        outputs: int,
+        *,
+        names: tuple[str, str, str],
+        rngs: nnx.Rngs,
+        param_dtype: str,
+    ):
+        """Both maps have biases; `names` are the logical axes of the three widths."""
+        self.hidden = Linear(
+            inputs, hidden, names=names[:2], rngs=rngs, bias=True, param_dtype=param_dtype
+        )
+        self.out = Linear(
+            hidden, outputs, names=names[1:], rngs=rngs, bias=True, param_dtype=param_dtype
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``[..., inputs]`` to ``[..., outputs]``."""
+        # The exact GELU moves features by some 5e-4 of their size, silently.
+        return self.out(jax.nn.gelu(self.hidden(x), approximate=True))
+
+
+def connector(vit_width: int, width: int, *, rngs: nnx.Rngs, param_dtype: str) -> Mlp:
+    """From the encoder's features to the transformer's width."""
+    names = (axes.EMBED, axes.MLP, axes.EMBED)
+    return Mlp(vit_width, width, width, names=names, rngs=rngs, param_dtype=param_dtype)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention within each image; all projections have biases."""
+
+    def __init__(self, cfg: VitConfig, *, rngs: nnx.Rngs):
+        """Heads divide the width."""
+        into, outof = (axes.EMBED, axes.HEADS), (axes.HEADS, axes.EMBED)
+        for name, names in (("q", into), ("k", into), ("v", into), ("o", outof)):
+            linear = Linear(
+                cfg.width,
+                cfg.width,
+                names=names,
+                rngs=rngs,
+                bias=True,
+                param_dtype=cfg.param_dtype,
+            )
+            setattr(self, name, linear)
+        self.heads = cfg.num_heads
+        self.implementation = cfg.attention
+
+    def __call__(self, x_BxVxD: jax.Array, image_BxV: jax.Array) -> jax.Array:
+        """Args: image_BxV is an image number, -1 where padded."""
+        b, v, d = x_BxVxD.shape
+        q, k, values = (
+            project(x_BxVxD).reshape(b, v, self.heads, d // self.heads)
+            for project in (self.q, self.k, self.v)
+        )
+        padded = image_BxV == PAD_ORDER
+        block = KeyBlock(k, values, jnp.where(padded, NEVER, image_BxV), image_BxV)
+        mixed = interval_attention(q, image_BxV, (block,), self.implementation)
+        return self.o(mixed.reshape(b, v, d))
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, cfg: VitConfig, *, rngs: nnx.Rngs):
+        """Attention, then the MLP, each beside a residual."""
+        self.norm1 = LayerNorm(cfg)
+        self.attention = Attention(cfg, rngs=rngs)
+        self.norm2 = LayerNorm(cfg)
+        self.mlp = Mlp(
+            cfg.width,
+            cfg.mlp_width,
+            cfg.width,
+            names=(axes.EMBED, axes.MLP, axes.EMBED),
+            rngs=rngs,
+            param_dtype=cfg.param_dtype,
+        )
+
+    def __call__(self, x_BxVxD: jax.Array, image_BxV: jax.Array) -> jax.Array:
+        """Keeps shape and type."""
+        x_BxVxD = x_BxVxD + self.attention(self.norm1(x_BxVxD), image_BxV)
+        return x_BxVxD + self.mlp(self.norm2(x_BxVxD))
+
+
+class SiglipVit(nnx.Module):
+    """Packed patches to features, before the connector.
+
+    Attributes:
+      patch_in: Linear of a patch; its input runs row, column, channel (channel fastest).
+      position: learned table, ``[grid * grid, D]``, row ``r * grid + c``.
+      layers: `Block`s stacked along a leading axis.
+      post_norm: LayerNorm over the last layer's output, although that is not SigLIP's last layer.
+    """
+
+    def __init__(self, cfg: VitConfig, *, rngs: nnx.Rngs):
+        """Draws all weights."""
+        self.cfg = cfg
+        self.patch_in = Linear(
+            cfg.patch_features,
+            cfg.width,
+            names=(axes.PATCH, axes.EMBED),
+            rngs=rngs,
+            bias=True,
+            param_dtype=cfg.param_dtype,
+        )
+        table = 0.02 * jax.random.normal(rngs.params(), (cfg.grid**2, cfg.width))
+        self.position = nnx.Param(table.astype(cfg.param_dtype), out_sharding=(None, axes.EMBED))
+
+        @nnx.split_rngs(splits=cfg.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: axes.LAYERS})
+        def stacked(rngs: nnx.Rngs) -> Block:
+            return Block(cfg, rngs=rngs)
+
+        self.layers = stacked(rngs)
+        self.post_norm = LayerNorm(cfg)
+
+    def __call__(
+        self, patch_BxVxQ: jax.Array, id_BxV: jax.Array, image_BxV: jax.Array
+    ) -> jax.Array:
+        """Features ``[B, V, D]`` in the type of the patches.
+
+        Args:
+          patch_BxVxQ: pixels in [-1, 1], in the type to compute in.
+          id_BxV: int32 rows of the position table.
+          image_BxV: int32 image numbers; -1 where padded (the features there mean nothing).
+        """
+        x_BxVxD = self.patch_in(patch_BxVxQ)
+        x_BxVxD = x_BxVxD + self.position[...].astype(x_BxVxD.dtype)[id_BxV]
+        graph, layers = nnx.split(self.layers)
+
+        def run(x_BxVxD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(graph, layer)(x_BxVxD, image_BxV), None
+
+        if self.cfg.remat:
+            run = jax.checkpoint(run)
+        x_BxVxD, _ = jax.lax.scan(run, x_BxVxD, layers)
+        return self.post_norm(x_BxVxD)
