@@ -9,8 +9,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-# One jax for all supported Pythons: 0.10.2 is the last that Python 3.11 can have. Orbax and flax are
-# held closer than the rest, since their checkpoint and module APIs move between minor versions.
+# One jax for all supported Pythons: 0.10.2 is the last that Python 3.11 can have. Orbax and flax
+# are held closer than the rest: their checkpoint and module APIs move between minor versions.
 JAX = ">=0.10.2,<0.11"
 
 CORE = [
