@@ -1,0 +1,343 @@
+"""Checkpoints of a run: written by the training loop, read by everything else.
+
+A working directory holds `config.json` (the resolved settings, for people) and
+`checkpoints/<step>/` with one folder per part:
+
+    params     weights
+    ema        averaged weights, where the run keeps them
+    optimizer  state of the update rule, `step` and `total_steps`
+    data       state of the data iterator, JSON
+    meta       settings, versions, step, validation metrics, hash of the packing plan, JSON
+
+Parts are separate so that a reader takes the weights and leaves the rest. Orbax (its v1 interface)
+writes them in the background and makes a step visible only when it is whole.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from process_gen.core import configs
+from process_gen.core.errors import CheckpointError, ConfigError
+
+FORMAT_VERSION = 1
+
+# Settings that a run may change when it goes on; all others decide what its numbers mean.
+_FREE = ("train", "mesh", "sampler", "data.prefetch")
+_FIXED = ("train.seed",)
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "process_gen")
+
+
+class CheckpointManager:
+    """Saves one run and finds what it saved. Use it as a context manager, or call `close`.
+
+    Args:
+      workdir: of the run, local or remote (`gs://`).
+      config: of the run.
+
+    Raises:
+      CheckpointError: the directory holds checkpoints of another config; nothing was written.
+    """
+
+    def __init__(self, workdir: epath.PathLike, config: configs.Config) -> None:
+        self._config = config
+        self.workdir = epath.Path(workdir)
+        self.directory = self.workdir / "checkpoints"
+        if _steps(self.directory):
+            _check_same_run(self.directory, config)
+        name = config.train.best_metric
+        policies = ocp.training.preservation_policies
+        self._checkpointer = ocp.training.Checkpointer(
+            self.directory,
+            context=_context(),
+            # The loop decides when to save (`force` below), orbax what to keep.
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(config.train.keep),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: score(name, metrics.get(name)),
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+        )
+        if jax.process_index() == 0:
+            text = json.dumps(configs.to_mapping(config), indent=2) + "\n"
+            (self.workdir / "config.json").write_text(text)
+
+    def __enter__(self) -> CheckpointManager:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, None where there is none."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    @property
+    def best_value(self) -> float | None:
+        """The best value of `train.best_metric` among the kept checkpoints."""
+        name = self._config.train.best_metric
+        values = [c.metrics[name] for c in self._checkpointer.checkpoints if has(c.metrics, name)]
+        return max(values, key=lambda v: score(name, v), default=None)
+
+    def save(
+        self,
+        step: int,
+        trees: Mapping[str, Any],
+        data: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Starts writing a checkpoint and returns when the arrays may be changed again.
+
+        Args:
+          step: updates made so far; a step that is there already is left as it is.
+          trees: `params`, `optimizer` and perhaps `ema`, trees of arrays; None is left out.
+          data: JSON state of the data iterator, which must not have been asked for the next batch.
+          meta: further JSON facts; settings, versions and step are added.
+          metrics: of the validation at this very step, if there was one.
+        """
+        if step == self.latest_step:
+            return
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "step": step,
+            "config": configs.to_mapping(self._config),
+            "versions": versions(),
+            "plan_hash": data.get("plan_hash"),
+            "best_metric": self._config.train.best_metric,
+            "metrics": metrics,
+            **meta,
+        }
+        parts = {name: tree for name, tree in trees.items() if tree is not None}
+        self._checkpointer.save_checkpointables_async(
+            step, {**parts, "data": dict(data), "meta": facts}, force=True, metrics=metrics
+        )
+
+    def restore(
+        self, abstract: Mapping[str, Any], step: int | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Reads a checkpoint back into the given shardings.
+
+        Args:
+          abstract: like `save`'s trees, of `jax.ShapeDtypeStruct`s with shardings.
+          step: which one; the newest by default.
+
+        Returns:
+          `(trees, data, meta)`.
+
+        Raises:
+          CheckpointError: there is none, or it is damaged.
+        """
+        self._checkpointer.wait()
+        path = _step_path(self.directory, "latest" if step is None else step)
+        wanted = {name: tree for name, tree in abstract.items() if tree is not None}
+        loaded = _load(path, {"data": None, "meta": None, **wanted})
+        data, meta = loaded.pop("data"), loaded.pop("meta")
+        return loaded, data, meta
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._checkpointer.close()
+
+
+def load_for_sampling(
+    path: epath.PathLike,
+    weights: Literal["ema", "params"] = "ema",
+    step: int | Literal["latest", "best"] = "latest",
+    shardings: Any = None,
+) -> tuple[configs.Config, Any, dict[str, Any]]:
+    """Loads the settings and one set of weights, without the optimiser's state.
+
+    Args:
+      path: a run's working directory, or one checkpoint `.../checkpoints/<step>` in it.
+      weights: the averaged weights (of a run that keeps none, the plain ones) or the plain ones.
+      step: which checkpoint of a working directory; "best" is by its `train.best_metric`.
+      shardings: one sharding, or a tree of them like the weights; by default the first device.
+
+    Returns:
+      `(config, params, meta)`; `params` is a nested dict; `meta` is the checkpoint's, and its
+      `weights` and `path` tell what was loaded.
+
+    Raises:
+      CheckpointError: nothing is there, or it is damaged, or its settings cannot be read.
+    """
+    root = epath.Path(path)
+    if (root / "meta").exists():
+        chosen = root
+    elif (root / "checkpoints").exists():
+        chosen = _step_path(root / "checkpoints", step)
+    else:
+        chosen = _step_path(root, step)
+    meta = _meta(chosen)
+    config = _config(meta, chosen)
+    if weights == "ema" and not (chosen / "ema").exists():
+        weights = "params"
+    shapes = _shapes(chosen, weights)
+    if not isinstance(shardings, dict):
+        one = shardings or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: one, shapes)
+    abstract = jax.tree.map(
+        lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings
+    )
+    params = _load(chosen, {weights: abstract})[weights]
+    return config, params, {**meta, "weights": weights, "path": str(chosen)}
+
+
+def score(name: str, value: float | None) -> float:
+    """Ranks values of a metric, larger is better: "...exact" rises, everything else falls."""
+    if value is None or math.isnan(value):
+        return -math.inf
+    return value if name.endswith("exact") else -value
+
+
+def has(metrics: Any, name: str) -> bool:
+    """Whether a checkpoint carries the metric."""
+    return bool(metrics) and name in metrics
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a checkpoint means."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _context() -> ocp.Context:
+    registry = ocp.handlers.local_registry()
+    for name in ("data", "meta"):  # plain JSON files, readable without orbax
+        registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
+    options = ocp.options.CheckpointablesOptions(registry=registry)
+    return ocp.Context(checkpointables_options=options)
+
+
+def _steps(directory: epath.Path) -> list[int]:
+    """Steps under a `checkpoints` folder, rising; unfinished ones have other names."""
+    if not directory.exists():
+        return []
+    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+
+
+def _step_path(directory: epath.Path, step: int | str) -> epath.Path:
+    steps = _steps(directory)
+    if not steps:
+        raise CheckpointError(f"no checkpoint in {directory}; is this a run's working directory?")
+    if step == "latest":
+        return directory / str(steps[-1])
+    if step == "best":
+        metas = {s: _meta(directory / str(s)) for s in steps}
+
+        def rank(s: int) -> float:
+            name = metas[s]["best_metric"]
+            return score(name, (metas[s]["metrics"] or {}).get(name))
+
+        best = max(steps, key=rank)
+        if rank(best) == -math.inf:
+            raise CheckpointError(f"no checkpoint in {directory} was validated: there is no best")
+        return directory / str(best)
+    if step not in steps:
+        raise CheckpointError(f"no checkpoint of step {step} in {directory}; there are {steps}")
+    return directory / str(step)
+
+
+def _load(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    with _guard(path), _context():
+        return ocp.load_checkpointables(path, dict(abstract))
+
+
+def _meta(path: epath.Path) -> dict[str, Any]:
+    meta = _load(path, {"meta": None})["meta"]
+    if meta.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has format {meta.get('format_version')!r}, "
+            f"this version reads {FORMAT_VERSION}"
+        )
+    return meta
+
+
+def _shapes(path: epath.Path, part: str) -> Any:
+    with _guard(path), _context():
+        return ocp.checkpointables_metadata(path).metadata[part]
+
+
+class _guard:  # noqa: N801  (reads as a statement)
+    """Turns whatever a storage library raises into one line about the checkpoint."""
+
+    def __init__(self, path: epath.Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        if not self._path.exists():
+            raise CheckpointError(f"no checkpoint at {self._path}")
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if error is None or not isinstance(error, Exception):
+            return
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        lines = str(cause).strip().splitlines() or [type(cause).__name__]
+        raise CheckpointError(
+            f"checkpoint {self._path} is damaged or of another model ({lines[0][:160]}); "
+            "remove that folder to go on from an older one"
+        ) from error
+
+
+def _config(meta: Mapping[str, Any], path: epath.Path) -> configs.Config:
+    try:
+        return configs.from_mapping(meta["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"the settings in {path} cannot be read: {error}") from error
+
+
+def _check_same_run(directory: epath.Path, config: configs.Config) -> None:
+    path = _step_path(directory, "latest")
+    saved = _flatten(json.loads(json.dumps(configs.to_mapping(_config(_meta(path), path)))))
+    wanted = _flatten(json.loads(json.dumps(configs.to_mapping(config))))
+    different = [
+        f"{key} is {saved.get(key)!r} there and {wanted.get(key)!r} here"
+        for key in sorted(saved.keys() | wanted.keys())
+        if saved.get(key) != wanted.get(key) and not _may_change(key)
+    ]
+    if different:
+        more = f", and {len(different) - 3} more" if len(different) > 3 else ""
+        raise CheckpointError(
+            f"{path} belongs to another config: {', '.join(different[:3])}{more}; "
+            "choose another working directory"
+        )
+
+
+def _may_change(key: str) -> bool:
+    return key not in _FIXED and any(key == f or key.startswith(f + ".") for f in _FREE)
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested dicts and lists."""
+    if isinstance(tree, dict) and tree:
+        items = tree.items()
+    elif isinstance(tree, list) and tree:
+        items = enumerate(tree)
+    else:
+        return {prefix: tree}
+    flat = {}
+    for key, value in items:
+        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
