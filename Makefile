@@ -71,4 +71,4 @@ format: $(VENV)/.installed-dev
 	$(PY) -m ruff check --fix
 
 docs: $(VENV)/.installed-dev
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet

@@ -26,6 +26,7 @@ CORE = [
     "absl-py>=2.3,<3",
     "etils[epath]>=1.13,<2",
     "numpy>=2.2,<3",
+    "ml_dtypes>=0.5.1,<1",
     "pillow>=11,<14",
     "tokenizers>=0.22,<0.24",
     "safetensors>=0.6,<1",
