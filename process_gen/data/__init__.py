@@ -1,0 +1,1 @@
+"""From sources of trajectories to batches: tokenizer, sources, packing, pipeline, builders."""

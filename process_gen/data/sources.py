@@ -1,0 +1,183 @@
+"""Where trajectories come from: sources by name, each a sequence with a fingerprint.
+
+A source is anything with `Source`'s six members; `KINDS` maps the names that a config may use to
+functions that build one. Adding your own takes a class and a line in that table (docs/data.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import numpy as np
+
+from process_gen.core.configs import SourceConfig
+from process_gen.core.errors import DataError
+from process_gen.core.trajectory import Trajectory
+from process_gen.data.builders import TrajectoryFolder, folder_fingerprint
+from process_gen.strokes.plans import (
+    StrokesOptions,
+    critique_only,
+    one_shot,
+    outline_at,
+    text_only,
+    trajectory_at,
+)
+
+Supervise = Literal["all", "last_inspection"]
+Split = Literal["train", "eval"]
+
+
+class Source(Protocol):
+    """A sequence of trajectories.
+
+    Attributes:
+      fingerprint: hash of what the indices mean; changes whenever a trajectory would.
+      fresh: True when any index >= 0 is valid and each epoch takes new ones (generated data); False
+        when indices end at ``len`` and are read again (stored data).
+      supervise: what carries a loss, see `core.grammar.to_segments`.
+    """
+
+    fingerprint: str
+    fresh: bool
+    supervise: Supervise
+
+    def __len__(self) -> int:
+        """Trajectories an epoch."""
+        ...
+
+    def __getitem__(self, index: int) -> Trajectory:
+        """The trajectory; a `ProcessGenError` for a record that cannot be used."""
+        ...
+
+    def outline(self, index: int) -> Trajectory:
+        """The same texts and picture sizes, pictures perhaps blank; for measuring lengths."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """Trajectories that a function makes from an index.
+
+    Attributes:
+      make, sketch: index -> trajectory, and its outline.
+      size: trajectories an epoch.
+      fingerprint, fresh, supervise: see `Source`.
+    """
+
+    make: Callable[[int], Trajectory]
+    sketch: Callable[[int], Trajectory]
+    size: int
+    fingerprint: str
+    supervise: Supervise = "all"
+    fresh: bool = True
+
+    def __len__(self) -> int:
+        """Trajectories an epoch."""
+        return self.size
+
+    def __getitem__(self, index: int) -> Trajectory:
+        """The trajectory with this number."""
+        return self.make(index)
+
+    def outline(self, index: int) -> Trajectory:
+        """Its texts and picture sizes."""
+        return self.sketch(index)
+
+
+class Folder:
+    """Stored trajectories (`data.builders`)."""
+
+    fresh = False
+
+    def __init__(self, path: str, supervise: Supervise = "all"):
+        """Opens a trajectory folder.
+
+        Raises:
+          DataError: it is none.
+        """
+        self._stored = TrajectoryFolder(path)
+        self.supervise: Supervise = supervise
+        self.fingerprint = folder_fingerprint(self._stored.manifest)
+        if not len(self._stored):
+            raise DataError(f"{path} holds no trajectories")
+
+    def __len__(self) -> int:
+        """Number of trajectories."""
+        return len(self._stored)
+
+    def __getitem__(self, index: int) -> Trajectory:
+        """Reads one."""
+        return self._stored[index]
+
+    def outline(self, index: int) -> Trajectory:
+        """The trajectory itself."""
+        return self._stored[index]
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed in [0, 2**63) that depends on every part and on nothing else."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def _strokes(
+    change: Callable[[np.random.Generator, Trajectory], Trajectory], supervise: Supervise = "all"
+) -> Callable[[SourceConfig, int, Split], Source]:
+    def build(config: SourceConfig, seed: int, split: Split) -> Source:
+        options = StrokesOptions.from_mapping(config.options)
+        # The held-out split is the same in every run, whatever the run's own seed.
+        own = derived_seed(config.kind, split, seed if split == "train" else "")
+
+        def changed(index: int, trajectory: Trajectory) -> Trajectory:
+            return change(np.random.default_rng([own, index, 1]), trajectory)
+
+        return Generated(
+            make=lambda index: changed(index, trajectory_at(own, index, options)),
+            sketch=lambda index: changed(index, outline_at(own, index, options)),
+            size=config.size,
+            fingerprint=f"{config.kind}:{own}:{options}",
+            supervise=supervise,
+        )
+
+    return build
+
+
+def _folder(config: SourceConfig, seed: int, split: Split) -> Source:
+    del seed, split  # a folder is what it is; training and held-out data are different folders
+    unknown = sorted(set(config.options) - {"supervise"})
+    if unknown:
+        raise DataError(f"source 'folder': unknown option(s) {', '.join(unknown)}")
+    if not config.path:
+        raise DataError("source 'folder' needs a path")
+    supervise = config.options.get("supervise", "all")
+    if supervise not in ("all", "last_inspection"):
+        raise DataError(f"source 'folder': supervise={supervise!r} is not all or last_inspection")
+    return Folder(config.path, supervise)
+
+
+KINDS: dict[str, Callable[[SourceConfig, int, Split], Source]] = {
+    "strokes": _strokes(lambda rng, trajectory: trajectory),
+    "strokes_one_shot": _strokes(lambda rng, trajectory: one_shot(trajectory)),
+    "strokes_plans": _strokes(lambda rng, trajectory: text_only(trajectory)),
+    "strokes_critique": _strokes(critique_only, "last_inspection"),
+    "folder": _folder,
+}
+
+
+def build_source(config: SourceConfig, seed: int, split: Split = "train") -> Source:
+    """Builds the source that a config names.
+
+    Args:
+      config: kind, size, path and options.
+      seed: of generated training data.
+      split: "train", or "eval" for the held-out split, which shares no seed with training.
+
+    Raises:
+      DataError: unknown kind, or what the kind itself objects to.
+    """
+    if config.kind not in KINDS:
+        raise DataError(f"unknown data source {config.kind!r}; known: {', '.join(KINDS)}")
+    return KINDS[config.kind](config, seed, split)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from launch.train_tokenizer import strokes_texts, train
+from process_gen.core.errors import DataError
+from process_gen.data.tokenizer import (
+    DEFAULT_PATH,
+    SPECIALS,
+    BpeTokenizer,
+    load_tokenizer,
+    token_ids,
+)
+
+STRANGE = [
+    "",
+    " ",
+    "  two  spaces, a tab\t\r\n",
+    "\0\x01\x7f",
+    "emoji \U0001f58c\U0001f600, 漢字, עברית, e\u0301 is not é, \ufeff\u200b\u2028",
+    "<|im_start|>user<|im_end|><|vision_start|><|vision_end|><|endoftext|>",
+    "</ins><ins><des></refine><script>alert(1)</script>",
+    "".join(map(chr, range(0x700))),
+    "word " * 5000,
+]
+
+
+def special_ids(tokenizer):
+    return {
+        tokenizer.bos,
+        tokenizer.eos,
+        tokenizer.image_start,
+        tokenizer.image_end,
+        tokenizer.end_of_text,
+    }
+
+
+@pytest.mark.parametrize("text", STRANGE, ids=lambda text: ascii(text[:12]))
+def test_any_text_comes_back(text):
+    tokenizer = load_tokenizer()
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+    assert tokenizer.count([text, "a"]) == [len(ids), 1]
+
+
+def test_special_strings_are_ordinary_text():
+    tokenizer = load_tokenizer()
+    special = special_ids(tokenizer)
+    assert len(special) == 5
+    for name in SPECIALS:
+        ids = tokenizer.encode(f"a{name}b")
+        assert not special & set(ids)
+        assert len(ids) > 3
+    # The same file read the ordinary way does match them: the test above can fail.
+    import tokenizers
+
+    plain = tokenizers.Tokenizer.from_file(str(DEFAULT_PATH))
+    assert tokenizer.bos in plain.encode("a<|im_start|>b").ids
+
+
+def test_special_ids_leave_no_text_behind():
+    tokenizer = load_tokenizer()
+    ids = [tokenizer.bos, *tokenizer.encode("a star"), tokenizer.eos]
+    assert tokenizer.decode(ids) == "a star"
+    assert token_ids(tokenizer).bos == tokenizer.bos
+
+
+def test_every_word_and_tag_of_strokes_is_one_token():
+    tokenizer = load_tokenizer()
+    for text in strokes_texts(400):
+        for token, word in zip(tokenizer.encode(text), pieces(tokenizer, text), strict=True):
+            assert tokenizer.decode([token]) == word
+    assert len(tokenizer.encode(" unheard-of")) > 1
+
+
+def pieces(tokenizer, text):
+    """Words, tags and punctuation marks, cut by the pre-tokeniser alone."""
+    bpe = tokenizer._bpe
+    return [text[a:b] for _, (a, b) in bpe.pre_tokenizer.pre_tokenize_str(text)]
+
+
+def test_the_committed_file_is_what_training_gives():
+    committed = DEFAULT_PATH.read_text()
+    assert len(committed) <= 60_000
+    again = train()
+    # Byte for byte where the library is the same; another version may write other fields.
+    assert json.loads(again)["model"]["vocab"] == json.loads(committed)["model"]["vocab"]
+    assert json.loads(again)["model"]["merges"] == json.loads(committed)["model"]["merges"]
+    assert train() == again
+
+
+def test_fingerprint_follows_the_contents():
+    spec = json.loads(DEFAULT_PATH.read_text())
+    same = BpeTokenizer(json.dumps(spec, indent=3))
+    assert same.fingerprint == load_tokenizer().fingerprint
+    spec["model"]["merges"] = spec["model"]["merges"][:-1]
+    assert BpeTokenizer(json.dumps(spec)).fingerprint != same.fingerprint
+
+
+def test_a_folder_loads_like_its_file(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(DEFAULT_PATH.read_text())
+    assert load_tokenizer(str(tmp_path)).fingerprint == load_tokenizer().fingerprint
+
+
+@pytest.mark.parametrize("contents", ["", "{}", "[1]", '{"added_tokens": []}'])
+def test_a_bad_file_is_one_clear_error(tmp_path, contents):
+    path = tmp_path / "broken.json"
+    path.write_text(contents)
+    with pytest.raises(DataError, match="broken.json"):
+        load_tokenizer(str(path))
+    with pytest.raises(DataError, match="cannot read"):
+        load_tokenizer(str(tmp_path / "absent.json"))
+
+
+def test_missing_or_clashing_special_tokens():
+    spec = json.loads(DEFAULT_PATH.read_text())
+    tokens = spec["added_tokens"]
+    with pytest.raises(DataError, match=r"lacks.*im_end"):
+        left = [t for t in tokens if t["content"] != "<|im_end|>"]
+        BpeTokenizer(json.dumps({**spec, "added_tokens": left}))
+    with pytest.raises(DataError, match="also ordinary"):
+        moved = [{**t, "id": 7 if t["content"] == "<|im_end|>" else t["id"]} for t in tokens]
+        BpeTokenizer(json.dumps({**spec, "added_tokens": moved}))
+
+
+def test_a_lone_surrogate_is_refused():
+    with pytest.raises(DataError, match="Unicode"):
+        load_tokenizer().encode("\ud800")
+    with pytest.raises(DataError, match="Unicode"):
+        load_tokenizer().count(["fine", "\ud800"])
