@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -36,6 +36,8 @@ MAX_LINES = {"prompt": 3, "instruction": 5, "description": 7, "seen": 6}
 OTHER_LINES = 8
 MIN_COLUMN = 128
 
+_Run = tuple[str, tuple[int, int, int], bool]
+
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
@@ -52,7 +54,7 @@ def filmstrip(
     trajectory: Trajectory,
     scale: int = 4,
     *,
-    verdicts: dict[str, bool] | None = None,
+    verdicts: Mapping[str, bool] | None = None,
     columns: int = 8,
 ) -> PILImage.Image:
     """Draws a trajectory: the prompt above, then a column a picture with its texts below.
@@ -74,7 +76,10 @@ def filmstrip(
     height = max((scale * s[0] for s in shown), default=width // 2)
     gutter, margin = round(1.9 * size), round(1.6 * size)
     across = min(columns, len(row)) or 1
-    page = margin * 2 + across * width + (across - 1) * gutter
+    caption = _caption(trajectory, verdicts)
+    needed = sum(_font(size, bold).getlength(text) + 1.1 * size for text, _, bold in caption)
+    strip = across * width + (across - 1) * gutter
+    page = margin * 2 + max(strip, round(needed), 26 * size)
 
     title = _wrap(f"“{_one_line(trajectory.prompt)}”", _font(1.25 * size, True), page - 2 * margin)
     title = _limit(title, MAX_LINES["prompt"])
@@ -91,7 +96,10 @@ def filmstrip(
     for line in title:
         draw.text((margin, y), line, INK, _font(1.25 * size, True))
         y += round(1.25 * size * 1.3)
-    _caption(draw, trajectory, verdicts, margin, y + 0.25 * size, size)
+    x = float(margin)
+    for text, colour, bold in caption:
+        draw.text((x, y + 0.25 * size), text, colour, _font(size, bold))
+        x += _font(size, bold).getlength(text) + 1.1 * size
 
     y = above
     for band, text_height in zip(bands, tall, strict=True):
@@ -145,9 +153,7 @@ def grid(
 def _blocks(panel: Panel, width: int, size: int) -> list[_Block]:
     """The texts below a picture, wrapped."""
     found: list[_Block] = []
-    label = "PLAN"
-    if panel.kind == "refinement":
-        label = "PLAN AGAIN" if panel.replanned else "AS COMMANDED"
+    label = panel.label.upper()
     for piece in panel.before:
         found.append(_block(piece, width, size, label))
         label = ""
@@ -184,8 +190,8 @@ def _write(draw: ImageDraw.ImageDraw, blocks: Sequence[_Block], x: int, y: float
             y += _leading(size)
 
 
-def _caption(draw, trajectory: Trajectory, verdicts, x: float, y: float, size: int) -> None:
-    """Verdicts, how it ended, and what it cost, on one line."""
+def _caption(trajectory: Trajectory, verdicts: Mapping[str, bool] | None) -> list[_Run]:
+    """Verdicts, how it ended, and what it cost: runs of (text, colour, bold) for one line."""
     pieces = [
         (f"{'✓' if right else '✗'} {name}", GREEN if right else RED, True)
         for name, right in (verdicts or {}).items()
@@ -196,11 +202,7 @@ def _caption(draw, trajectory: Trajectory, verdicts, x: float, y: float, size: i
         rest.insert(0, trajectory.finish_reason.replace("_", " "))
     if trajectory.sampled is not None:
         rest += [f"{trajectory.sampled.nfe} NFE", f"{trajectory.sampled.seconds:.2f} s"]
-    pieces.append((" · ".join(rest), GREY, False))
-    for text, colour, bold in pieces:
-        font = _font(size, bold)
-        draw.text((x, y), text, colour, font)
-        x += font.getlength(text) + 1.1 * size
+    return [*pieces, (" · ".join(rest), GREY, False)]
 
 
 def _heading(draw, panel: Panel, x: int, y: int, width: int, size: int) -> None:

@@ -54,6 +54,13 @@ class Panel:
     faulty: bool = False
     final: bool = False
 
+    @property
+    def label(self) -> str:
+        """A small heading for `before`."""
+        if self.kind != "refinement":
+            return "plan"
+        return "plan again" if self.replanned else "as commanded"
+
     def describe(self, prompt: str) -> str:
         """A text alternative for the picture."""
         told = next((p.text for p in self.before if p.mark == "instruction"), "")

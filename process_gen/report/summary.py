@@ -1,0 +1,95 @@
+"""What a run learned and how it paints, as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from process_gen.report.curves import series
+
+
+def show(
+    *,
+    scores: Mapping[str, Any] | None = None,
+    history: Sequence[Mapping[str, Any]] | None = None,
+    console: Console | None = None,
+) -> None:
+    """Prints what is given: first and last losses of a history, then scores and painting costs.
+
+    Args:
+      scores: what `evaluation.strokes.score` gives.
+      history: what `report.curves.read_history` gives.
+      console: standard output unless given; plain text where that is no terminal.
+    """
+    console = console or Console(highlight=False)
+    if history:
+        console.print(loss_table(history))
+    if scores:
+        console.print(score_table(scores))
+        console.print(process_line(scores["process"]), markup=False)
+
+
+def loss_table(history: Sequence[Mapping[str, Any]]) -> Table:
+    """A line a metric: first and last value of the training and of the held-out split."""
+    table = _table("losses", "train first", "train last", "eval first", "eval last")
+    for name, splits in series(history).items():
+        cells = []
+        for split in ("train", "eval"):
+            points = splits.get(split)
+            cells += [f"{points[0][1]:.4g}", f"{points[-1][1]:.4g}"] if points else ["", ""]
+        table.add_row(name, *cells)
+    return table
+
+
+def score_table(scores: Mapping[str, Any]) -> Table:
+    """A line a tag and `overall`: percent right under each verdict, with its interval."""
+    names = list(scores["overall"])
+    level = f"{100 * scores['confidence']:g}%"
+    heads = [head for name in names for head in (name, f"{level} interval")]
+    table = _table(scores["suite"], "n", *heads)
+    for tag, row in scores["tags"].items():
+        table.add_row(tag, str(row["n"]), *_cells(row, names))
+    table.add_section()
+    table.add_row("overall", str(scores["n"]), *_cells(scores["overall"], names), style="bold")
+    return table
+
+
+def process_line(process: Mapping[str, Any]) -> str:
+    """Endings, format validity, and the mean cost of a painting, in a line or two."""
+    ends = ", ".join(f"{n} {reason}" for reason, n in process["finish_reasons"].items())
+    costs = [
+        f"{process[name]:.{digits}f} {unit}"
+        for name, digits, unit in (
+            ("images", 1, "pictures"),
+            ("nfe", 0, "NFE"),
+            ("seconds", 2, "s"),
+        )
+        if process[name] is not None
+    ]
+    valid = process["format_valid"]
+    share = "-" if valid["rate"] is None else f"{100 * valid['rate']:.1f}%"
+    return f"{ends}; format valid {share}; {', '.join(costs)} a painting"
+
+
+def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    cells = []
+    for name in names:
+        rate = row[name]
+        if rate["rate"] is None:
+            cells += ["-", ""]
+        else:
+            limits = f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}"
+            cells += [f"{100 * rate['rate']:.1f}", limits]
+    return cells
+
+
+def _table(first: str, *heads: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
