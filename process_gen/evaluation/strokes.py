@@ -15,16 +15,8 @@ from process_gen.core.errors import DataError
 from process_gen.core.trajectory import Image, Trajectory
 from process_gen.evaluation.intervals import CONFIDENCE, Rate, mean_of_rates, wilson
 from process_gen.evaluation.process_metrics import summarize
+from process_gen.strokes.prompts import TAGS, check
 
-TAGS = (
-    "single_object",
-    "two_object",
-    "counting",
-    "colors",
-    "position",
-    "color_attr",
-    "complex",
-)
 VERDICTS = ("exact", "geneval")
 
 
@@ -46,17 +38,25 @@ Judge = Callable[[Image, Mapping[str, Any]], Verdict]
 
 
 def verdicts(trajectory: Trajectory, judge: Judge) -> dict[str, bool] | None:
-    """Both verdicts on a painting, for the report; None when its prompt carries no requirement.
+    """Both verdicts on a painting, for the report; None when it carries no strokes requirement.
 
     Args:
-      trajectory: its `metadata` is the requirement in GenEval's schema.
+      trajectory: its `metadata` is the requirement in GenEval's schema, or something else.
       judge: reads ``uint8[H, W, 3]`` against that requirement.
     """
-    if "include" not in trajectory.metadata:
+    try:
+        requirement = check(trajectory.metadata)
+    except DataError:
         return None
+    return _verdicts(trajectory, requirement, judge)
+
+
+def _verdicts(
+    trajectory: Trajectory, requirement: Mapping[str, Any], judge: Judge
+) -> dict[str, bool]:
     if trajectory.final_image is None:
         return dict.fromkeys(VERDICTS, False)
-    verdict = judge(trajectory.final_image, trajectory.metadata)
+    verdict = judge(trajectory.final_image, requirement)
     return {name: bool(getattr(verdict, name)) for name in VERDICTS}
 
 
@@ -72,20 +72,16 @@ def score(
       for each verdict; `process`: see `process_metrics.summarize`.
 
     Raises:
-      DataError: no paintings, or one without a requirement or with a tag outside `TAGS`.
+      DataError: no paintings, or one whose metadata is no requirement of `strokes.prompts`.
     """
     if not trajectories:
         raise DataError("no paintings to score")
     by_tag: dict[str, list[tuple[Trajectory, dict[str, bool]]]] = {tag: [] for tag in TAGS}
     for i, trajectory in enumerate(trajectories):
         where = f"painting {i} ({trajectory.prompt[:60]!r})"
-        tag = trajectory.metadata.get("tag")
-        if tag not in by_tag:
-            raise DataError(f"{where}: tag {tag!r} is not one of {', '.join(TAGS)}")
-        judged = verdicts(trajectory, judge)
-        if judged is None:
-            raise DataError(f"{where}: its metadata has no 'include' to judge it by")
-        by_tag[tag].append((trajectory, judged))
+        requirement = check(trajectory.metadata, where)
+        row = (trajectory, _verdicts(trajectory, requirement, judge))
+        by_tag[requirement["tag"]].append(row)
 
     tags: dict[str, Any] = {}
     rates: dict[str, list[Rate]] = {name: [] for name in VERDICTS}

@@ -114,7 +114,7 @@ def curves(history: Sequence[Record], format: str = "svg") -> str | bytes:
         raise DataError(f"format must be 'svg' or 'png', got {format!r}")
     env = environment()
     style = Markup(env.get_template("curves.css").render())
-    return env.get_template("curves.svg").render(charts=charts(history), size=VIEW, style=style)
+    return env.get_template("curves.j2").render(charts=charts(history), size=VIEW, style=style)
 
 
 # ---- SVG -----------------------------------------------------------------------------------------

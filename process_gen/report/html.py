@@ -113,7 +113,7 @@ def _paintings(
             "trajectory": trajectory,
             "tag": _tag(trajectory),
             "verdicts": judged or {},
-            "facets": " ".join(_facet(name, right) for name, right in (judged or {}).items()),
+            "facets": "|".join(_facet(name, right) for name, right in (judged or {}).items()),
             "panels": row,
             "large": any(picture is not None and not picture.small for _, picture in row),
         }

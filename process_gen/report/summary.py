@@ -30,7 +30,7 @@ def show(
         console.print(loss_table(history))
     if scores:
         console.print(score_table(scores))
-        console.print(process_line(scores["process"]), markup=False)
+        console.print(process_line(scores["process"]), markup=False, soft_wrap=True)
 
 
 def loss_table(history: Sequence[Mapping[str, Any]]) -> Table:

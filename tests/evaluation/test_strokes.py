@@ -80,6 +80,9 @@ def test_verdicts_for_the_report():
         "geneval": False,
     }
     assert verdicts(Trajectory("free text"), judge) is None
+    foreign = painting("colors", 2)
+    foreign.metadata["include"][0]["class"] = "bench"  # GenEval's own prompts are not ours to judge
+    assert verdicts(foreign, judge) is None
 
 
 def test_refuses_what_it_cannot_judge():
@@ -87,8 +90,8 @@ def test_refuses_what_it_cannot_judge():
         score([], judge)
     with pytest.raises(DataError, match="painting 1 .*'colour'"):
         score([painting("colors", 2), painting("colour", 2)], judge)
-    with pytest.raises(DataError, match="include"):
-        score([Trajectory("p", metadata={"tag": "colors"})], judge)
+    with pytest.raises(DataError, match="painting 0 .*'include'"):
+        score([Trajectory("p", metadata={"tag": "colors", "prompt": "p"})], judge)
 
 
 def test_table_lines_up():

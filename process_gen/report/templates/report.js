@@ -11,7 +11,7 @@ function apply() {
   let shown = 0;
   for (const painting of paintings) {
     const facets = fields.every(
-      (field) => !field.value || painting.dataset[field.name].split(" ").includes(field.value));
+      (field) => !field.value || painting.dataset[field.name].split("|").includes(field.value));
     const prompt = words.length ? painting.querySelector("h3").textContent.toLowerCase() : "";
     painting.hidden = !(facets && words.every((word) => prompt.includes(word)));
     shown += !painting.hidden;
