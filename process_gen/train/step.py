@@ -1,0 +1,206 @@
+"""One training step: draw times and noise, run the model once, reduce the losses, update.
+
+A new option is another function or value handed in; the step itself has no switches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from process_gen.core import flow_matching as flow
+from process_gen.core.batch import PackedBatch
+from process_gen.core.configs import Config, LossConfig
+from process_gen.losses import stages
+from process_gen.losses.flow import velocity_error
+from process_gen.losses.text import cross_entropy
+from process_gen.models.functional import ModelFns
+from process_gen.models.image_codecs import PixelCodec, normalise
+from process_gen.models.unified import Streams
+from process_gen.train.optimizer import Schedule
+from process_gen.train.state import TrainState, advance
+
+Metrics = Mapping[str, tuple[jax.Array, jax.Array]]
+
+
+class Draws(NamedTuple):
+    """The randomness of a step.
+
+    Attributes:
+      normal_BxG: float32 standard normal, one a noised copy (column = `copy_BxG`).
+      eps_BxGxP: float32 standard normal noise.
+    """
+
+    normal_BxG: jax.Array
+    eps_BxGxP: jax.Array
+
+
+def draw(key: jax.Array, batch: PackedBatch) -> Draws:
+    """Draws for a whole global batch, so that micro-batches and meshes see the same numbers."""
+    key_time, key_noise = jax.random.split(key)
+    return Draws(
+        jax.random.normal(key_time, batch.copy_BxG.shape),
+        jax.random.normal(key_noise, batch.latent_BxGxP.shape),
+    )
+
+
+def times(draws: Draws, batch: PackedBatch, loss: LossConfig) -> jax.Array:
+    """``t[B, G]``: one t a noised copy, 0 for clean latents and padding."""
+    t_BxG = flow.logit_normal_time(draws.normal_BxG, loss.t_mean, loss.t_std, loss.timestep_shift)
+    own_BxG = jnp.take_along_axis(t_BxG, jnp.maximum(batch.copy_BxG, 0), 1)
+    return jnp.where(batch.copy_BxG >= 0, own_BxG, 0.0)
+
+
+def elementwise_losses(
+    fns: ModelFns, params: Any, batch: PackedBatch, draws: Draws, config: Config
+) -> stages.Elements:
+    """One forward pass over packs, and the loss of every token."""
+    codec = PixelCodec(config.model.patch)
+    x0_BxGxP = codec.encode(batch.latent_BxGxP)
+    t_BxGx1 = times(draws, batch, config.loss)[..., None]
+    x_t_BxGxP = flow.interpolate(x0_BxGxP, draws.eps_BxGxP, t_BxGx1)
+    outputs = fns.forward(
+        params,
+        Streams(
+            text=batch.text,
+            und=batch.und,
+            gen=batch.gen,
+            token_BxT=batch.token_BxT,
+            patch_BxVxQ=normalise(batch.patch_BxVxQ),
+            patch_id_BxV=batch.patch_id_BxV,
+            latent_BxGxP=x_t_BxGxP,
+            latent_id_BxG=batch.latent_id_BxG,
+            t_BxG=t_BxGx1[..., 0],
+        ),
+    )
+    velocity_BxGxP = flow.to_velocity(
+        outputs.output_BxGxP, x_t_BxGxP, t_BxGx1, config.model.prediction, config.loss.min_t
+    )
+    target_BxGxP = flow.velocity_target(x0_BxGxP, draws.eps_BxGxP)
+    return stages.Elements(
+        ce_BxT=cross_entropy(fns.logits(params, outputs.hidden_BxTxD), batch.label_BxT),
+        ce_stage_BxT=jnp.where(batch.label_BxT >= 0, batch.label_stage_BxT, -1),
+        mse_BxG=velocity_error(velocity_BxGxP, target_BxGxP),
+        mse_stage_BxG=batch.target_stage_BxG,
+    )
+
+
+def _counts(batch: PackedBatch) -> stages.Counts:
+    ce_stage_BxT = jnp.where(batch.label_BxT >= 0, batch.label_stage_BxT, -1)
+    return stages.count(ce_stage_BxT, batch.target_stage_BxG)
+
+
+def _loss(
+    params: Any,
+    batch: PackedBatch,
+    draws: Draws,
+    counts: stages.Counts,
+    ce_weight: jax.Array | float,
+    *,
+    fns: ModelFns,
+    config: Config,
+) -> tuple[jax.Array, Metrics]:
+    """The loss share of (a part of) a batch; `counts` are the whole batch's."""
+    return stages.reduce(
+        elementwise_losses(fns, params, batch, draws, config),
+        counts,
+        ce_weight=ce_weight,
+        mse_weight=config.loss.mse_weight,
+        scales=stages.scale_table(config.loss.stage_scales),
+    )
+
+
+def ce_weight_at(step: jax.Array, total_steps: jax.Array, loss: LossConfig) -> jax.Array | float:
+    """The cross-entropy's weight, which may change once on the way (`LossConfig`)."""
+    if loss.ce_weight_late is None:
+        return loss.ce_weight
+    late = step.astype(jnp.float32) >= loss.late_from * total_steps.astype(jnp.float32)
+    return jnp.where(late, loss.ce_weight_late, loss.ce_weight)
+
+
+def make_train_step(
+    fns: ModelFns, tx: optax.GradientTransformation, schedule: Schedule, config: Config
+) -> Callable[[TrainState, PackedBatch, jax.Array], tuple[TrainState, Metrics]]:
+    """Builds ``(state, batch, key) -> (state, metrics)``, a pure function to be jitted.
+
+    `key` is the run's; the step's own is folded in from `state.step`, so that a resumed run draws
+    what an uninterrupted one would have drawn. Metrics are (numerator, denominator) pairs.
+    """
+    loss = functools.partial(_loss, fns=fns, config=config)
+    loss_and_grad = jax.value_and_grad(loss, has_aux=True)
+    parts = config.optimizer.accumulate
+
+    def train_step(
+        state: TrainState, batch: PackedBatch, key: jax.Array
+    ) -> tuple[TrainState, Metrics]:
+        draws = draw(jax.random.fold_in(key, state.step), batch)
+        counts = _counts(batch)
+        ce_weight = ce_weight_at(state.step, state.total_steps, config.loss)
+
+        def share(part: tuple[PackedBatch, Draws]) -> tuple[tuple[jax.Array, Metrics], Any]:
+            return loss_and_grad(state.params, *part, counts, ce_weight)
+
+        if parts == 1:
+            (loss, metrics), grads = share((batch, draws))
+        else:
+            (loss, metrics), grads = _accumulate(share, (batch, draws), parts)
+        state, update_metrics = advance(state, grads, tx, schedule, config.optimizer.ema_decay)
+        return state, {"loss": (loss, jnp.float32(1.0)), **metrics, **update_metrics}
+
+    return train_step
+
+
+def _accumulate(share: Callable[[Any], Any], whole: Any, parts: int) -> Any:
+    """Sums `share` over equal slices of the rows; one slice's activations at a time."""
+    sliced = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), whole)
+    first = jax.tree.map(lambda x: x[0], sliced)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(share, first))
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, share(part)), None
+
+    return jax.lax.scan(add, zero, sliced)[0]
+
+
+def make_eval_step(
+    fns: ModelFns, config: Config
+) -> Callable[[Any, PackedBatch, jax.Array], Metrics]:
+    """Builds ``(params, batch, key) -> metrics``; the same key gives the same times and noise."""
+    final = config.loss.ce_weight_late
+    ce_weight = config.loss.ce_weight if final is None else final
+
+    def eval_step(params: Any, batch: PackedBatch, key: jax.Array) -> Metrics:
+        counts = _counts(batch)
+        draws = draw(key, batch)
+        loss, metrics = _loss(params, batch, draws, counts, ce_weight, fns=fns, config=config)
+        return {"loss": (loss, jnp.float32(1.0)), **metrics}
+
+    return eval_step
+
+
+def check_batch(batch: PackedBatch, config: Config) -> None:
+    """Refuses what a gather would silently clip.
+
+    Raises:
+      ValueError: a token or a table id outside the model's tables, rows that do not divide.
+    """
+    model = config.model
+    for name, ids, size in (
+        ("token", batch.token_BxT, model.vocab_size),
+        ("label", batch.label_BxT, model.vocab_size),
+        ("patch id", batch.patch_id_BxV, model.und_grid**2),
+        ("latent id", batch.latent_id_BxG, model.latent_grid**2),
+    ):
+        if ids.size and int(np.max(ids)) >= size:
+            raise ValueError(f"a {name} is {int(np.max(ids))}; the model's table has {size} rows")
+    if len(batch.token_BxT) % config.optimizer.accumulate:
+        raise ValueError(
+            f"{len(batch.token_BxT)} rows do not divide into optimizer.accumulate="
+            f"{config.optimizer.accumulate} parts"
+        )
