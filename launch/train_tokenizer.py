@@ -18,7 +18,7 @@ from process_gen.data.tokenizer import DEFAULT_PATH, BpeTokenizer, train_bpe
 from process_gen.strokes.plans import StrokesOptions, outline_at
 
 TRAJECTORIES = 3000
-VOCAB_SIZE = 512
+VOCAB_SIZE = 640
 
 
 def strokes_texts(count: int = TRAJECTORIES) -> Iterator[str]:

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from process_gen.core.encoder_sizes import VaeSizes, VitSizes
 from process_gen.core.errors import ConfigError
 from process_gen.core.settings import build
 
@@ -40,11 +41,13 @@ class ModelConfig:
       rope_theta: base of the rotary frequencies.
       norm_eps: epsilon of every RMSNorm.
       qkv_bias: biases on the q, k, v projections (Qwen2 has them).
-      codec: how pictures become latent tokens. "pixel" patches raw pixels.
+      codec: how pictures become latent tokens. "pixel" patches raw pixels, "flux" the latents of
+        the frozen autoencoder.
       patch: side of a latent token's square in codec cells (pixels for "pixel").
       codec_channels: channels of a codec cell (3 for "pixel").
       latent_grid: side of the latent position table, the largest picture in latent tokens a side.
-      und_encoder: how a picture is read back. "patch" embeds pixel patches; "none" leaves it out.
+      und_encoder: how a picture is read back. "patch" embeds pixel patches, "siglip" runs the
+        vision transformer and its connector; "none" leaves it out.
       und_patch: side of an understanding patch in pixels.
       und_grid: side of its position table.
       time_features: width of the sinusoidal timestep features.
@@ -54,9 +57,12 @@ class ModelConfig:
       layers: "scan" runs one compiled layer in a loop, "unroll" inlines all of them.
       remat: what the backward pass recomputes, "none", "dots" (all but matmuls) or "full".
       attention: implementation in `kernels`.
+      freeze_und: stops the gradients of und tokens in every layer, so that the understanding expert
+        and all that comes before it stay as they are; the head on top still learns.
+      vit, vae: sizes of "siglip" and "flux".
     """
 
-    vocab_size: int = 512
+    vocab_size: int = 640
     width: int = 96
     mlp_width: int = 256
     num_layers: int = 4
@@ -66,11 +72,11 @@ class ModelConfig:
     rope_theta: float = 1e4
     norm_eps: float = 1e-6
     qkv_bias: bool = True
-    codec: Literal["pixel"] = "pixel"
+    codec: Literal["pixel", "flux"] = "pixel"
     patch: int = 8
     codec_channels: int = 3
     latent_grid: int = 4
-    und_encoder: Literal["none", "patch"] = "patch"
+    und_encoder: Literal["none", "patch", "siglip"] = "patch"
     und_patch: int = 8
     und_grid: int = 4
     time_features: int = 64
@@ -80,6 +86,9 @@ class ModelConfig:
     layers: Literal["scan", "unroll"] = "unroll"
     remat: Literal["none", "dots", "full"] = "none"
     attention: Literal["dense", "chunked"] = "dense"
+    freeze_und: bool = False
+    vit: VitSizes = VitSizes()
+    vae: VaeSizes = VaeSizes()
 
     def __post_init__(self) -> None:
         """Checks sizes."""
@@ -97,6 +106,11 @@ class ModelConfig:
             f"model.width must be a multiple of 4, got {self.width}",
         )
         _check(self.time_features % 2 == 0, "model.time_features must be even")
+        _check(
+            self.codec != "flux" or self.codec_channels == self.vae.latent_channels,
+            f"model.codec_channels ({self.codec_channels}) must be model.vae.latent_channels "
+            f"({self.vae.latent_channels}) with codec='flux'",
+        )
 
     @property
     def latent_features(self) -> int:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,8 +35,32 @@ SPECIALS = (END_OF_TEXT, BOS, EOS, IMAGE_START, IMAGE_END)
 
 DEFAULT_PATH = Path(__file__).parent / "assets" / "strokes_tokenizer.json"
 
-# A tag, a word (hyphens belong to it), a digit, any other character; a space joins what follows it.
-PRE_TOKENS = r" ?</?\p{L}+>| ?\p{L}+(?:-\p{L}+)*|\p{N}|[^\s\p{L}\p{N}]|\s+"
+# Fixed phrases of the Strokes world become one token each: sequence length is what an inspection
+# costs, and a verdict is then one decision. They are ordinary BPE tokens, not special ones.
+PHRASES = (
+    "Please create the image step-by-step:",
+    "seen:",
+    " the instruction fits the prompt.",
+    " the instruction does not fit the prompt:",
+    " the sketch fits the instruction.",
+    " the sketch does not fit the instruction:",
+    " the picture is complete.",
+    " not yet painted, no fault:",
+    " not yet removed, no fault:",
+    " as a placeholder",
+    " should be",
+    " it is",
+    " at top",
+    " at middle",
+    " at bottom",
+    "</ins><des>",
+)
+_ANY_PHRASE = "|".join(re.escape(phrase).replace(r"\ ", " ") for phrase in PHRASES)
+# A phrase, a tag, a word (hyphens belong to it), a digit, any other character; a space joins what
+# follows it.
+PRE_TOKENS = _ANY_PHRASE + r"| ?</?\p{L}+>| ?\p{L}+(?:-\p{L}+)*|\p{N}|[^\s\p{L}\p{N}]|\s+"
+_PIECES = re.compile(_ANY_PHRASE + r"| ?[^ ]+")
+_KEPT_WORDS = 1 << 14
 
 
 class Tokenizer(Protocol):
@@ -64,9 +90,11 @@ class Tokenizer(Protocol):
         """Text of `ids`; special ids are left out, bytes that are no UTF-8 become U+FFFD."""
         ...
 
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """Number of ids of each text, faster than encoding them one by one."""
-        ...
+
+def _pre_tokenizer() -> pre_tokenizers.Sequence:
+    split = pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENS), "isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([split, to_bytes])
 
 
 class BpeTokenizer:
@@ -106,6 +134,25 @@ class BpeTokenizer:
         self.end_of_text = special[END_OF_TEXT]
         canonical = json.dumps(spec, sort_keys=True, ensure_ascii=True)
         self.fingerprint = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        # With our own splitting rule, phrases and words that single spaces part are encoded
+        # independently. The Strokes world has about two hundred; remembering them is several times
+        # faster than BPE.
+        self._by_piece = spec.get("pre_tokenizer") == json.loads(_pre_tokenizer().__getstate__())
+        self._known: dict[str, list[int]] = {}
+
+    def _pieces(self, text: str) -> list[list[int]] | None:
+        """Ids of each phrase or word; None when the text has other gaps than single spaces."""
+        if not self._by_piece or text.split(" ") != text.split():
+            return None
+        out = []
+        for piece in _PIECES.findall(text):
+            ids = self._known.get(piece)
+            if ids is None:
+                ids = self._bpe_ids(piece)
+                if len(self._known) < _KEPT_WORDS:
+                    self._known[piece] = ids
+            out.append(ids)
+        return out
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, never a special one.
@@ -113,6 +160,12 @@ class BpeTokenizer:
         Raises:
           DataError: the text holds a lone surrogate, which UTF-8 cannot write.
         """
+        pieces = self._pieces(text)
+        if pieces is None:
+            return self._bpe_ids(text)
+        return list(itertools.chain.from_iterable(pieces))
+
+    def _bpe_ids(self, text: str) -> list[int]:
         try:
             return self._bpe.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:
@@ -122,14 +175,6 @@ class BpeTokenizer:
         """Text of `ids`; special ids are left out, bytes that are no UTF-8 become U+FFFD."""
         plain = [int(i) for i in ids if int(i) not in self._special]
         return self._bpe.decode(plain, skip_special_tokens=False)
-
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """Number of ids of each text."""
-        try:
-            encoded = self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)
-        except (UnicodeEncodeError, TypeError) as error:
-            raise DataError("text is not valid Unicode (a lone surrogate?)") from error
-        return [len(item) for item in encoded]
 
 
 @functools.lru_cache(maxsize=8)
@@ -165,7 +210,7 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
     )
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int = 512) -> str:
+def train_bpe(texts: Iterable[str], vocab_size: int = 640) -> str:
     """Trains a byte-level BPE; the same texts give the same bytes.
 
     Args:
@@ -177,9 +222,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int = 512) -> str:
       The contents of a ``tokenizer.json``.
     """
     bpe = tokenizers.Tokenizer(models.BPE())
-    split = pre_tokenizers.Split(tokenizers.Regex(PRE_TOKENS), "isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, to_bytes])  # type: ignore[assignment]
+    bpe.pre_tokenizer = _pre_tokenizer()  # type: ignore[assignment]
     bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(SPECIALS),

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from launch.train_tokenizer import strokes_texts, train
@@ -43,7 +45,24 @@ def test_any_text_comes_back(text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert all(0 <= i < tokenizer.vocab_size for i in ids)
-    assert tokenizer.count([text, "a"]) == [len(ids), 1]
+
+
+LETTERS = "ab <>/-.1\té\x1c\x85\xa0\u2028\u3000漢\u0301"
+
+
+@hypothesis.given(st.text(LETTERS, max_size=12))
+def test_remembered_pieces_equal_bpe(text):
+    tokenizer = load_tokenizer()
+    assert tokenizer._by_piece
+    assert tokenizer.encode(text) == tokenizer._bpe.encode(text, add_special_tokens=False).ids
+
+
+def test_another_splitting_rule_remembers_no_words():
+    spec = json.loads(DEFAULT_PATH.read_text())
+    spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "a b"
+    tokenizer = BpeTokenizer(json.dumps(spec))
+    assert not tokenizer._by_piece
+    assert tokenizer.encode("a b") == tokenizer._bpe.encode("a b").ids
 
 
 def test_special_strings_are_ordinary_text():
@@ -130,4 +149,4 @@ def test_a_lone_surrogate_is_refused():
     with pytest.raises(DataError, match="Unicode"):
         load_tokenizer().encode("\ud800")
     with pytest.raises(DataError, match="Unicode"):
-        load_tokenizer().count(["fine", "\ud800"])
+        load_tokenizer().encode("a  \ud800")
