@@ -1,0 +1,304 @@
+"""Reads a 32 x 32 picture back into objects, without a neural network, and judges it.
+
+Every pixel is projected onto the lines from the background to the seven colours, which gives its
+strength (1 inside a shape, a fraction on its edge). Connected strong pixels are a candidate; it is
+an object when its colour lies near one of those lines and its strengths correlate with the coverage
+of one of the shapes. What cannot be read this way is *stray*: it is no object, but the picture is
+not `exact` either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from process_gen.core.errors import DataError
+from process_gen.strokes.layout import Wanted, wanted
+from process_gen.strokes.render import coverage
+from process_gen.strokes.scene import (
+    BACKGROUND,
+    CENTERS,
+    COLOR_NAMES,
+    COLORS,
+    PLACES,
+    SHAPES,
+    SIZE,
+    Scene,
+    related,
+)
+
+STRONG = 0.45  # a pixel belongs to a shape from this strength on
+MIN_MASS = 5.0  # fewer covered pixels than this are dirt; the smallest shape covers 21
+MIN_MATCH = 0.90  # cosine between strengths and the best template
+MAX_OFF_COLOR = 0.30  # mean distance from the colour's line, in lengths of that line
+MAX_EXTENT = 11  # pixels; no single shape is wider
+
+_WINDOW = 13
+_HALF = _WINDOW // 2
+_PAD = _HALF + 2
+_WIDE = SIZE + 2 * _PAD
+_DIRECTIONS = np.array([COLORS[name] for name in COLOR_NAMES], np.float32) - np.array(
+    BACKGROUND, np.float32
+)
+_LENGTHS2 = (_DIRECTIONS**2).sum(1)
+_CELL_OF_PIXEL = np.minimum(np.maximum(np.arange(SIZE) - 1, 0) // 10, 2)
+_CELLS = 3 * _CELL_OF_PIXEL[:, None] + _CELL_OF_PIXEL[None, :]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SeenObject:
+    """An object found in a picture: class, colour, and centre in pixels."""
+
+    shape: str
+    color: str
+    x: float
+    y: float
+
+    @property
+    def place(self) -> str:
+        """The nearest cell in words, "top left" to "bottom right"."""
+        row, col = (min(range(3), key=lambda i: abs(CENTERS[i] - v)) for v in (self.y, self.x))
+        return PLACES[3 * row + col]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reading:
+    """What a picture shows.
+
+    Attributes:
+      objects: in reading order of their cells.
+      stray: covered pixels (area, edges counted in part) that are no readable object.
+    """
+
+    objects: tuple[SeenObject, ...]
+    stray: float
+
+    @property
+    def placed(self) -> tuple[tuple[str, str, str], ...]:
+        """(colour, shape, place) of the objects, sorted, as `phrases` reads them from texts."""
+        return tuple(sorted((o.color, o.shape, o.place) for o in self.objects))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """`geneval`: what is asked for is there. `exact`: that, and nothing else."""
+
+    geneval: bool
+    exact: bool
+    reading: Reading
+
+
+@functools.cache
+def _templates() -> tuple[np.ndarray, list[tuple[str, float, float]]]:
+    """Unit vectors float32[n, 169], and (shape, x, y of its centre from the window's middle)."""
+    # A triangle's centre of mass lies below the point that its cell places.
+    drop = {"triangle": -0.9 + 2 / 3 * 1.7}
+    rows, meanings = [], []
+    steps = np.arange(-3, 4) / 4
+    for shape, radius in itertools.product(SHAPES, (3.3, 3.7, 4.1, 4.5)):
+        for x, y in itertools.product(steps, steps):
+            y = float(y - drop.get(shape, 0.0) * radius)
+            # Not through the cache, which belongs to the renderer.
+            sprite = coverage.__wrapped__(shape, radius, float(x), y, _WINDOW).ravel()
+            rows.append(sprite / np.linalg.norm(sprite))
+            meanings.append((shape, float(x), y))
+    return np.stack(rows), meanings
+
+
+def _components(keys: np.ndarray) -> list[np.ndarray]:
+    """Flat indices of the 4-connected runs of equal non-zero `keys` (int[32, 32])."""
+    width = SIZE + 1  # one empty column separates the end of a row from the start of the next
+    flat = np.zeros((SIZE + 2) * width, np.int64)
+    flat[width : width * (SIZE + 1)].reshape(SIZE, width)[:, :SIZE] = keys
+    left = flat.tolist()
+    found = []
+    for start in np.flatnonzero(flat).tolist():
+        key = left[start]
+        if not key:
+            continue
+        left[start] = 0
+        run = [start]
+        for here in run:
+            for there in (here + 1, here - 1, here + width, here - width):
+                if left[there] == key:
+                    left[there] = 0
+                    run.append(there)
+        cells = np.array(run)
+        found.append((cells // width - 1) * SIZE + cells % width)
+    return found
+
+
+def _unmix(difference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest colour and strength in [0, 1.15] of colours float32[n, 3] minus the background."""
+    along = difference @ _DIRECTIONS.T
+    strength = np.clip(along / _LENGTHS2, 0.0, 1.15)
+    # Squared distance from the colour's line, up to the colour's own |difference|^2.
+    distance = strength * (strength * _LENGTHS2 - 2 * along)
+    color = distance.argmin(1)
+    return color, strength[np.arange(len(color)), color]
+
+
+@dataclasses.dataclass
+class _Picture:
+    difference: np.ndarray  # float32[1024, 3]
+    color: np.ndarray  # int[1024]
+    strength: np.ndarray  # float32[1024]
+
+
+def _fit(picture: _Picture, pixels: np.ndarray) -> SeenObject | None:
+    """Reads one candidate, or None."""
+    rows, cols = np.divmod(pixels, SIZE)
+    if np.ptp(rows) >= MAX_EXTENT or np.ptp(cols) >= MAX_EXTENT:
+        return None
+    strength = picture.strength[pixels]
+    inner = pixels[strength >= np.median(strength)]
+    color = _color_of(picture.difference[inner].mean(0))
+    line = _DIRECTIONS[color]
+    along = np.clip(picture.difference @ line / _LENGTHS2[color], 0.0, 1.15)
+    off = picture.difference[inner] - along[inner, None] * line
+    if np.sqrt((off * off).sum(1)).mean() > MAX_OFF_COLOR * np.sqrt(_LENGTHS2[color]):
+        return None
+    # The soft edge belongs to the shape: strengths of the candidate and of the pixels around it,
+    # as far as they are not strong themselves, that is, part of something else.
+    own = np.zeros((_WIDE, _WIDE), bool)
+    own[rows + _PAD, cols + _PAD] = True
+    near = own.copy()
+    near[1:] |= own[:-1]
+    near[:-1] |= own[1:]
+    side = near.copy()
+    near[:, 1:] |= side[:, :-1]
+    near[:, :-1] |= side[:, 1:]
+    soft = np.zeros((_WIDE, _WIDE), np.float32)
+    soft[_PAD:-_PAD, _PAD:-_PAD] = np.where(picture.strength < STRONG, along, 0.0).reshape(
+        SIZE, SIZE
+    )
+    soft = np.where(near, soft, 0.0)
+    soft[rows + _PAD, cols + _PAD] = along[pixels]
+    weight = along[pixels]
+    row = int(round(float((rows * weight).sum() / weight.sum()))) if weight.sum() > 0 else 0
+    col = int(round(float((cols * weight).sum() / weight.sum()))) if weight.sum() > 0 else 0
+    top, left = row + _PAD - _HALF, col + _PAD - _HALF
+    window = soft[top : top + _WINDOW, left : left + _WINDOW].ravel()
+    rows_of, meanings = _templates()
+    match = rows_of @ window
+    best = int(match.argmax())
+    if match[best] < MIN_MATCH * np.sqrt((soft * soft).sum()):
+        return None
+    shape, x, y = meanings[best]
+    return SeenObject(shape, COLOR_NAMES[color], col + 0.5 + x, row + 0.5 + y)
+
+
+def _color_of(difference: np.ndarray) -> int:
+    """The colour that a shape's inside shows, which may be a little faint or too strong."""
+    along = np.clip(_DIRECTIONS @ difference / _LENGTHS2, 0.6, 1.15)
+    return int(((difference - along[:, None] * _DIRECTIONS) ** 2).sum(1).argmin())
+
+
+def read(image: np.ndarray) -> Reading:
+    """Finds the objects of a picture.
+
+    Args:
+      image: ``uint8[32, 32, 3]``.
+
+    Raises:
+      DataError: any other shape or type.
+    """
+    if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
+        raise DataError(
+            f"the oracle reads uint8[{SIZE}, {SIZE}, 3], got {image.dtype}{list(image.shape)}"
+        )
+    difference = image.reshape(-1, 3).astype(np.float32) - np.array(BACKGROUND, np.float32)
+    picture = _Picture(difference, *_unmix(difference))
+    strong = (picture.strength >= STRONG).reshape(SIZE, SIZE)
+    objects, stray = [], 0.0
+    for pixels in _components(strong.astype(np.int64)):
+        mass = float(picture.strength[pixels].sum())
+        if mass < MIN_MASS:
+            continue
+        found = _fit(picture, pixels)
+        if found is not None:
+            objects.append(found)
+            continue
+        # Perhaps several shapes touch: neighbours part at the border of their cells, and shapes
+        # that are off the grid by their colours.
+        explained = 0.0
+        keys = np.zeros(SIZE * SIZE, np.int64)
+        keys[pixels] = 1 + 9 * picture.color[pixels] + _CELLS.ravel()[pixels]
+        for part in _components(keys.reshape(SIZE, SIZE)):
+            part_mass = float(picture.strength[part].sum())
+            found = _fit(picture, part) if part_mass >= 2 * MIN_MASS else None
+            if found is not None:
+                objects.append(found)
+                explained += part_mass
+        stray += mass - explained if mass - explained >= MIN_MASS else 0.0
+    objects.sort(key=lambda o: (PLACES.index(o.place), o.y, o.x))
+    return Reading(tuple(objects), stray)
+
+
+# ---- verdicts ------------------------------------------------------------------------------------
+
+
+def _assign(
+    objects: Sequence[SeenObject], groups: list[Wanted], order: list[int], chosen: dict[int, tuple]
+) -> bool:
+    """Whether the groups from `order` on find distinct objects that satisfy every relation."""
+    if not order:
+        return all(
+            related((a.x, a.y), group.relation, (b.x, b.y))
+            for index, group in enumerate(groups)
+            if group.relation is not None and group.target is not None
+            for a in (objects[i] for i in chosen[index])
+            for b in (objects[i] for i in chosen[group.target])
+        )
+    index, group = order[0], groups[order[0]]
+    used = {i for own in chosen.values() for i in own}
+    able = [i for i, o in enumerate(objects) if i not in used and group.matches(o.color, o.shape)]
+    return any(
+        _assign(objects, groups, order[1:], {**chosen, index: own})
+        for own in itertools.combinations(able, group.count)
+    )
+
+
+def satisfies(objects: Sequence[SeenObject], requirement: Mapping[str, Any]) -> bool:
+    """Whether everything that is asked for is among the objects, and nothing that is excluded."""
+    for item in requirement.get("exclude", ()):
+        kind = Wanted(item.get("count", 1), item.get("color"), item["class"])
+        if sum(kind.matches(o.color, o.shape) for o in objects) >= kind.count:
+            return False
+    groups = wanted(requirement)
+    return _assign(objects, groups, list(range(len(groups))), {})
+
+
+def satisfies_exactly(objects: Sequence[SeenObject], requirement: Mapping[str, Any]) -> bool:
+    """Whether the objects are what is asked for, and nothing else."""
+    total = sum(group.count for group in wanted(requirement))
+    return len(objects) == total and satisfies(objects, requirement)
+
+
+def judge(image: np.ndarray, requirement: Mapping[str, Any]) -> Verdict:
+    """Both verdicts on a ``uint8[32, 32, 3]`` picture for a requirement in GenEval's schema."""
+    reading = read(image)
+    good = satisfies(reading.objects, requirement)
+    exactly = good and not reading.stray and satisfies_exactly(reading.objects, requirement)
+    return Verdict(good, exactly, reading)
+
+
+def geneval(image: np.ndarray, requirement: Mapping[str, Any]) -> bool:
+    """Whether what is asked for is in the picture."""
+    return judge(image, requirement).geneval
+
+
+def exact(image: np.ndarray, requirement: Mapping[str, Any]) -> bool:
+    """Whether what is asked for is in the picture, and nothing else. The headline."""
+    return judge(image, requirement).exact
+
+
+def truth(scene: Scene) -> tuple[SeenObject, ...]:
+    """What a perfect reader would find in the picture of a scene, in reading order."""
+    objects = [SeenObject(o.shape, o.color, *o.center) for o in scene.objects]
+    return tuple(sorted(objects, key=lambda o: (PLACES.index(o.place), o.y, o.x)))
