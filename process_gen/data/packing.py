@@ -24,16 +24,15 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from process_gen.core.batch import PatchSizes, TokenIds, measure, table_ids
+from process_gen.core.batch import PatchSizes, measure, table_ids
 from process_gen.core.configs import GrammarConfig, to_mapping
 from process_gen.core.errors import DataError, ProcessGenError
 from process_gen.core.grammar import Kind, Segment, to_segments
 from process_gen.data.sources import Source
-from process_gen.data.tokenizer import Tokenizer
+from process_gen.data.tokenizer import Tokenizer, token_ids
 
 CACHE_VERSION = 1
 BAD = -1
-_CHUNK = 2048  # trajectories whose texts are counted in one call
 _KEPT_REASONS = 100
 _UNIT = 1 << 20  # a full stream; integers, so that plans agree on every machine
 
@@ -85,23 +84,14 @@ def measure_source(
     length_Nx3 = np.full((stop - start, 3), BAD, np.int32)
     reasons: list[tuple[int, str]] = []
     fitting: set[tuple[Kind, int, int]] = set()
-    for first in range(start, stop, _CHUNK):
-        items = []
-        for index in range(first, min(first + _CHUNK, stop)):
-            try:
-                items.append((index, to_segments(source.outline(index), grammar, source.supervise)))
-            except ProcessGenError as error:
-                reasons.append((index, str(error)))
-        texts = list({s.text: None for _, run in items for s in run if s.kind is Kind.TEXT})
-        counts = dict(zip(texts, tokenizer.count(texts), strict=True))
-        # `measure` asks only how many ids there are, so a range stands for them.
-        ids = TokenIds(lambda text, counts=counts: range(counts[text]), 0, 0, 0, 0, 0)
-        for index, run in items:
-            try:
-                _check_pictures(run, sizes, fitting)
-                length_Nx3[index - start] = measure(run, ids, sizes)
-            except ProcessGenError as error:
-                reasons.append((index, str(error)))
+    ids = token_ids(tokenizer)
+    for index in range(start, stop):
+        try:
+            segments = to_segments(source.outline(index), grammar, source.supervise)
+            _check_pictures(segments, sizes, fitting)
+            length_Nx3[index - start] = measure(segments, ids, sizes)
+        except ProcessGenError as error:
+            reasons.append((index, str(error)))
     return Measured(length_Nx3, reasons[:_KEPT_REASONS])
 
 
