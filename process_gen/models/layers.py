@@ -48,7 +48,7 @@ class Linear(nnx.Module):
         flat = x.reshape(-1, x.shape[-1])
         out = flat @ self.kernel[...].astype(x.dtype)
         if self.bias is not None:
-            out = out + self.bias[...].astype(x.dtype)
+            out = out + self.bias[...].astype(x.dtype)[None]
         return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
@@ -64,7 +64,8 @@ class RMSNorm(nnx.Module):
         """Normalises the last axis."""
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
-        return normed.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        scale = self.scale[...].astype(x.dtype)
+        return normed.astype(x.dtype) * scale[(None,) * (x.ndim - 1)]
 
 
 class SwiGLU(nnx.Module):
@@ -93,7 +94,7 @@ def time_features(t: jax.Array, features: int) -> jax.Array:
     """
     half = features // 2
     frequency = jnp.exp(-math.log(1e4) * jnp.arange(half, dtype=jnp.float32) / half)
-    angle = t.astype(jnp.float32)[..., None] * frequency
+    angle = t.astype(jnp.float32)[..., None] * frequency[(None,) * t.ndim]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
 
 
@@ -101,7 +102,7 @@ def rotary(position: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array,
     """``(cos, sin)`` of the rotary angles, float32 ``[..., head_dim / 2]``."""
     half = head_dim // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = position.astype(jnp.float32)[..., None] * frequency
+    angle = position.astype(jnp.float32)[..., None] * frequency[(None,) * position.ndim]
     return jnp.cos(angle), jnp.sin(angle)
 
 

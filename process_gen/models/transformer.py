@@ -7,7 +7,7 @@ code: a cache is one more block of keys, and the keys and values of the new toke
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +75,12 @@ class ExpertAttention(nnx.Module):
 class Expert(nnx.Module):
     """One expert's weights of one layer."""
 
-    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
-        """Pre-norm block; residual branches start at 1/sqrt(2 L) of unit scale."""
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs, frozen: bool = False):
+        """Pre-norm block; residual branches start at 1/sqrt(2 L) of unit scale.
+
+        A frozen expert's tokens pass no gradient on: not to its weights, nor to the other expert's
+        tokens that they attend to (BAGEL's `freeze_und`, SPEC 2.1).
+        """
         out_scale = (2 * cfg.num_layers) ** -0.5
         norm = {"name": axes.EMBED, "eps": cfg.norm_eps, "param_dtype": cfg.param_dtype}
         self.input_norm = RMSNorm(cfg.width, **norm)
@@ -89,11 +93,20 @@ class Expert(nnx.Module):
             out_scale=out_scale,
             param_dtype=cfg.param_dtype,
         )
+        self.frozen = frozen
+
+    def project(self, x_BxNxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values of the normed stream, see `ExpertAttention.project`."""
+        return self._pass(self.attention.project(self.input_norm(x_BxNxD)))
 
     def finish(self, x_BxNxD: jax.Array, attended_BxNxHxDh: jax.Array) -> jax.Array:
         """Adds the attention's output and the MLP to the residual stream."""
-        x = x_BxNxD + self.attention.o(attended_BxNxHxDh.reshape(*x_BxNxD.shape[:2], -1))
-        return x + self.mlp(self.post_norm(x))
+        flat = attended_BxNxHxDh.reshape(*x_BxNxD.shape[:2], -1)
+        x = x_BxNxD + self._pass(self.attention.o(flat))
+        return x + self._pass(self.mlp(self.post_norm(x)))
+
+    def _pass(self, x: Any) -> Any:
+        return jax.lax.stop_gradient(x) if self.frozen else x
 
 
 class Layer(nnx.Module):
@@ -101,7 +114,7 @@ class Layer(nnx.Module):
 
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
         """Independent weights for und and gen."""
-        self.und = Expert(cfg, rngs=rngs)
+        self.und = Expert(cfg, rngs=rngs, frozen=cfg.freeze_und)
         self.gen = Expert(cfg, rngs=rngs)
         self.implementation = cfg.attention
 
@@ -119,7 +132,7 @@ class Layer(nnx.Module):
           The two streams, and the new tokens' keys and values ``[B, S, K, Dh]``.
         """
         streams = [(self.und, und_BxUxD), (self.gen, gen_BxGxD)]
-        parts = [e.attention.project(e.input_norm(x)) for e, x in streams if x.shape[1]]
+        parts = [expert.project(x) for expert, x in streams if x.shape[1]]
         q, k, v = (p[0] if len(p) == 1 else jnp.concatenate(p, 1) for p in zip(*parts, strict=True))
         q, k = rotate(q, *turn), rotate(k, *turn)
         own = KeyBlock(k, v, place.visible_from, place.visible_to)

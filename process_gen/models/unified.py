@@ -13,6 +13,7 @@ from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
 from process_gen.models.layers import Linear, RMSNorm, sincos_table, time_features
 from process_gen.models.transformer import Cache, run_layers, stacked_layers
+from process_gen.models.vit import SiglipVit, connector
 
 
 class Streams(NamedTuple):
@@ -26,6 +27,7 @@ class Streams(NamedTuple):
       latent_BxGxP: noised (or clean) latents x_t.
       latent_id_BxG: int32 rows of the 2-D position table.
       t_BxG: float32 in [0, 1], 0 for clean latents.
+      patch_image_BxV: int32 image of each patch, -1 where padded; only "siglip" needs it.
     """
 
     text: Place
@@ -37,6 +39,7 @@ class Streams(NamedTuple):
     latent_BxGxP: jax.Array
     latent_id_BxG: jax.Array
     t_BxG: jax.Array
+    patch_image_BxV: jax.Array | None = None
 
 
 class Outputs(NamedTuple):
@@ -123,7 +126,14 @@ class UnifiedModel(nnx.Module):
             scale=0.0,
             param_dtype=dtype,
         )
-        self.und_encoder = PatchEncoder(cfg, rngs=rngs) if cfg.und_encoder == "patch" else None
+        encoders = {"patch": PatchEncoder, "siglip": SiglipVit}
+        encoder = encoders.get(cfg.und_encoder)
+        self.und_encoder = encoder(cfg, rngs=rngs) if encoder else None
+        self.connector = (
+            connector(cfg.vit.width, d, rngs=rngs, param_dtype=dtype)
+            if cfg.und_encoder == "siglip"
+            else None
+        )
         self.layers = stacked_layers(cfg, rngs)
         self.final_norm = FinalNorms(cfg)
         self.lm_head = Linear(
@@ -141,18 +151,33 @@ class UnifiedModel(nnx.Module):
         cfg = self.cfg
         und = self.embed.table[...][streams.token_BxT].astype(cfg.dtype)
         if streams.patch_BxVxQ.shape[1]:
-            if self.und_encoder is None:
-                raise ValueError("the batch has understanding patches, but und_encoder='none'")
-            patches = self.und_encoder(streams.patch_BxVxQ.astype(cfg.dtype))
-            table = jnp.asarray(sincos_table(cfg.und_grid, cfg.width), cfg.dtype)
-            und = jnp.concatenate([und, patches + table[streams.patch_id_BxV]], 1)
+            und = jnp.concatenate([und, self._embed_patches(streams)], 1)
         gen = self._embed_latents(streams)
         parts = [streams.text, streams.und, streams.gen]
         place = Place(*(jnp.concatenate(p, 1) for p in zip(*parts, strict=True)))
         und, gen, k, v = run_layers(self.layers, cfg, und, gen, place, cache)
         hidden = self.final_norm.und(und[:, : streams.token_BxT.shape[1]])
+        if cfg.freeze_und:
+            hidden = jax.lax.stop_gradient(hidden)
         output = self.latent_out(self.final_norm.gen(gen)).astype(jnp.float32)
         return Outputs(hidden, output, k, v)
+
+    def _embed_patches(self, streams: Streams) -> jax.Array:
+        cfg = self.cfg
+        pixels = streams.patch_BxVxQ.astype(cfg.dtype)
+        if isinstance(self.und_encoder, SiglipVit):
+            if streams.patch_image_BxV is None:
+                raise ValueError("und_encoder='siglip' needs patch_image_BxV")
+            assert self.connector is not None
+            patches = self.connector(
+                self.und_encoder(pixels, streams.patch_id_BxV, streams.patch_image_BxV)
+            )
+        elif self.und_encoder is not None:
+            patches = self.und_encoder(pixels)
+        else:
+            raise ValueError("the batch has understanding patches, but und_encoder='none'")
+        table = jnp.asarray(sincos_table(cfg.und_grid, cfg.width), cfg.dtype)
+        return patches + table[streams.patch_id_BxV]
 
     def _embed_latents(self, streams: Streams) -> jax.Array:
         cfg = self.cfg

@@ -1,18 +1,18 @@
 """The FLUX image autoencoder that BAGEL paints with (SPEC 2.8).
 
 Pictures are [N, Y, X, 3] in [-1, 1]; a latent is [N, Y / 8, X / 8, 16] in the released sizes,
-channels last. Sides must be multiples of `VaeConfig.downsample`. The autoencoder is frozen
+channels last. Sides must be multiples of `VaeSizes.downsample`. The autoencoder is frozen
 everywhere, runs in float32, and is asked for full float32 matmuls: its output is what a picture
 *is* to the model.
 """
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+from process_gen.core.encoder_sizes import VaeSizes
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
@@ -24,33 +24,6 @@ ATTENTION_ROWS = 2048
 def _replicated(array: jax.Array) -> nnx.Param:
     """A parameter of which every device holds a copy: the whole autoencoder has 335 MB."""
     return nnx.Param(array, out_sharding=(None,) * array.ndim)
-
-
-@dataclasses.dataclass(frozen=True)
-class VaeConfig:
-    """Sizes of the autoencoder; the defaults are FLUX.1's.
-
-    Attributes:
-      channels: width of the first level.
-      multipliers: width of each level over `channels`; every level but the last halves the sides.
-      blocks: residual blocks of an encoder level; a decoder level has one more.
-      latent_channels: channels of a latent.
-      picture_channels: channels of a picture.
-      scale, shift: latent = scale * (z - shift).
-    """
-
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 4, 4)
-    blocks: int = 2
-    latent_channels: int = 16
-    picture_channels: int = 3
-    scale: float = 0.3611
-    shift: float = 0.1159
-
-    @property
-    def downsample(self) -> int:
-        """Pixels a side of one latent cell."""
-        return 2 ** (len(self.multipliers) - 1)
 
 
 class Conv(nnx.Module):
@@ -206,7 +179,7 @@ class Level(nnx.Module):
 class Encoder(nnx.Module):
     """Picture to the mean and log-variance of z."""
 
-    def __init__(self, cfg: VaeConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: VaeSizes, *, rngs: nnx.Rngs):
         """Levels are numbered from the largest picture down."""
         widths = [cfg.channels * m for m in cfg.multipliers]
         self.levels = len(widths)
@@ -230,7 +203,7 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """z to a picture."""
 
-    def __init__(self, cfg: VaeConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: VaeSizes, *, rngs: nnx.Rngs):
         """Levels carry the encoder's numbers and run from the last to the first."""
         widths = [cfg.channels * m for m in cfg.multipliers]
         self.levels = len(widths)
@@ -254,7 +227,7 @@ class Decoder(nnx.Module):
 class FluxVae(nnx.Module):
     """Both halves, with the scaling that latents carry."""
 
-    def __init__(self, cfg: VaeConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: VaeSizes, *, rngs: nnx.Rngs):
         """Builds encoder and decoder."""
         self.cfg = cfg
         self.encoder = Encoder(cfg, rngs=rngs)
@@ -285,7 +258,7 @@ class FluxVae(nnx.Module):
 
 
 def sample_latent(
-    mean: jax.Array, log_variance: jax.Array, noise: jax.Array | None, cfg: VaeConfig
+    mean: jax.Array, log_variance: jax.Array, noise: jax.Array | None, cfg: VaeSizes
 ) -> jax.Array:
     """scale * (z - shift), z = mean + exp(log_variance / 2) * noise; the mean where noise is None.
 

@@ -6,60 +6,26 @@ Images of any sizes lie side by side in one packed row of patches; the interval 
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from process_gen.core import axes
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
+from process_gen.core.configs import ModelConfig
 from process_gen.kernels.interval_attention import KeyBlock, interval_attention
 from process_gen.models.layers import Linear
-
-
-@dataclasses.dataclass(frozen=True)
-class VitConfig:
-    """Sizes of the encoder; the defaults are BAGEL's SigLIP-so400m/14 at 980 px.
-
-    Attributes:
-      width, mlp_width, num_heads: as in any transformer.
-      num_layers: layers that are built. BAGEL's `vit_config.json` says one more: features are taken
-        before the last layer, which the file does not hold.
-      patch: side of a patch in pixels.
-      grid: side of the learned position table in patches.
-      norm_eps: epsilon of every LayerNorm.
-      param_dtype: type of the weights; activations have the type of the patches.
-      attention: implementation in `kernels`.
-      remat: whether the backward pass recomputes each layer from its input.
-    """
-
-    width: int = 1152
-    mlp_width: int = 4304
-    num_layers: int = 26
-    num_heads: int = 16
-    patch: int = 14
-    grid: int = 70
-    norm_eps: float = 1e-6
-    param_dtype: str = "float32"
-    attention: str = "dense"
-    remat: bool = False
-
-    @property
-    def patch_features(self) -> int:
-        """Numbers in a patch."""
-        return self.patch * self.patch * 3
 
 
 class LayerNorm(nnx.Module):
     """Mean and variance normalisation of the last axis, in float32."""
 
-    def __init__(self, cfg: VitConfig):
+    def __init__(self, cfg: ModelConfig):
         """Scale one, bias zero."""
         names = (axes.EMBED,)
-        self.scale = nnx.Param(jnp.ones(cfg.width, cfg.param_dtype), out_sharding=names)
-        self.bias = nnx.Param(jnp.zeros(cfg.width, cfg.param_dtype), out_sharding=names)
-        self.eps = cfg.norm_eps
+        self.scale = nnx.Param(jnp.ones(cfg.vit.width, cfg.param_dtype), out_sharding=names)
+        self.bias = nnx.Param(jnp.zeros(cfg.vit.width, cfg.param_dtype), out_sharding=names)
+        self.eps = cfg.vit.norm_eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Keeps shape and type."""
@@ -107,20 +73,20 @@ def connector(vit_width: int, width: int, *, rngs: nnx.Rngs, param_dtype: str) -
 class Attention(nnx.Module):
     """Multi-head attention within each image; all projections have biases."""
 
-    def __init__(self, cfg: VitConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
         """Heads divide the width."""
         into, outof = (axes.EMBED, axes.HEADS), (axes.HEADS, axes.EMBED)
         for name, names in (("q", into), ("k", into), ("v", into), ("o", outof)):
             linear = Linear(
-                cfg.width,
-                cfg.width,
+                cfg.vit.width,
+                cfg.vit.width,
                 names=names,
                 rngs=rngs,
                 bias=True,
                 param_dtype=cfg.param_dtype,
             )
             setattr(self, name, linear)
-        self.heads = cfg.num_heads
+        self.heads = cfg.vit.num_heads
         self.implementation = cfg.attention
 
     def __call__(self, x_BxVxD: jax.Array, image_BxV: jax.Array) -> jax.Array:
@@ -139,15 +105,15 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm transformer layer."""
 
-    def __init__(self, cfg: VitConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
         """Attention, then the MLP, each beside a residual."""
         self.norm1 = LayerNorm(cfg)
         self.attention = Attention(cfg, rngs=rngs)
         self.norm2 = LayerNorm(cfg)
         self.mlp = Mlp(
-            cfg.width,
-            cfg.mlp_width,
-            cfg.width,
+            cfg.vit.width,
+            cfg.vit.mlp_width,
+            cfg.vit.width,
             names=(axes.EMBED, axes.MLP, axes.EMBED),
             rngs=rngs,
             param_dtype=cfg.param_dtype,
@@ -169,21 +135,21 @@ class SiglipVit(nnx.Module):
       post_norm: LayerNorm over the last layer's output, although that is not SigLIP's last layer.
     """
 
-    def __init__(self, cfg: VitConfig, *, rngs: nnx.Rngs):
+    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
         """Draws all weights."""
         self.cfg = cfg
         self.patch_in = Linear(
-            cfg.patch_features,
-            cfg.width,
+            cfg.und_features,
+            cfg.vit.width,
             names=(axes.PATCH, axes.EMBED),
             rngs=rngs,
             bias=True,
             param_dtype=cfg.param_dtype,
         )
-        table = 0.02 * jax.random.normal(rngs.params(), (cfg.grid**2, cfg.width))
+        table = 0.02 * jax.random.normal(rngs.params(), (cfg.und_grid**2, cfg.vit.width))
         self.position = nnx.Param(table.astype(cfg.param_dtype), out_sharding=(None, axes.EMBED))
 
-        @nnx.split_rngs(splits=cfg.num_layers)
+        @nnx.split_rngs(splits=cfg.vit.num_layers)
         @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: axes.LAYERS})
         def stacked(rngs: nnx.Rngs) -> Block:
             return Block(cfg, rngs=rngs)
@@ -208,7 +174,7 @@ class SiglipVit(nnx.Module):
         def run(x_BxVxD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
             return nnx.merge(graph, layer)(x_BxVxD, image_BxV), None
 
-        if self.cfg.remat:
+        if self.cfg.remat != "none":
             run = jax.checkpoint(run)
         x_BxVxD, _ = jax.lax.scan(run, x_BxVxD, layers)
         return self.post_norm(x_BxVxD)

@@ -10,11 +10,12 @@ import pytest
 from flax import nnx
 
 from process_gen.checkpoint import name_map, safetensors_io
+from process_gen.core.encoder_sizes import VaeSizes
 from process_gen.models import vae
 
 nnx.use_eager_sharding(False)
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
-CFG = vae.VaeConfig(channels=32, multipliers=(1, 2), latent_channels=4)
+CFG = VaeSizes(channels=32, multipliers=(1, 2), latent_channels=4)
 TOLERANCE = 5e-5
 
 
@@ -98,11 +99,11 @@ def test_attention_in_parts_equals_whole(case, model, monkeypatch):
 
 def test_released_sizes():
     """The count that SPEC 1.4 states for the released `ae.safetensors`."""
-    shapes = nnx.split(nnx.eval_shape(lambda: vae.FluxVae(vae.VaeConfig(), rngs=nnx.Rngs(0))))[1]
+    shapes = nnx.split(nnx.eval_shape(lambda: vae.FluxVae(VaeSizes(), rngs=nnx.Rngs(0))))[1]
     entries = name_map.vae_entries(nnx.to_pure_dict(shapes))
     assert len(entries) == len({e.key for e in entries}) == 244
     assert sum(int(np.prod(e.shape)) for e in entries) == 83_819_683
-    assert vae.VaeConfig().downsample == 8
+    assert VaeSizes().downsample == 8
     by_key = {e.key: e.shape for e in entries}
     assert by_key["encoder.down.1.block.0.nin_shortcut.weight"] == (256, 128, 1, 1)
     assert by_key["encoder.down.2.downsample.conv.weight"] == (512, 512, 3, 3)

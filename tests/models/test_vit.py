@@ -12,29 +12,38 @@ from flax import nnx
 
 from process_gen.checkpoint import name_map, safetensors_io
 from process_gen.core.batch import table_ids
+from process_gen.core.configs import ModelConfig
+from process_gen.core.encoder_sizes import VitSizes
 from process_gen.core.patches import patchify
 from process_gen.models import layers, vit
 
 nnx.use_eager_sharding(False)
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
-CFG = vit.VitConfig(width=32, mlp_width=64, num_layers=2, num_heads=4, grid=8)
 WIDTH = 64
+CFG = ModelConfig(
+    width=WIDTH,
+    und_patch=14,
+    und_grid=8,
+    vit=VitSizes(width=32, mlp_width=64, num_layers=2, num_heads=4),
+)
 TOLERANCE = 5e-5
 
 
 class Both(nnx.Module):
     """Encoder and connector under the names of the whole model."""
 
-    def __init__(self, cfg: vit.VitConfig):
+    def __init__(self, cfg: ModelConfig):
         self.und_encoder = vit.SiglipVit(cfg, rngs=nnx.Rngs(0))
-        self.connector = vit.connector(cfg.width, WIDTH, rngs=nnx.Rngs(1), param_dtype="float32")
+        self.connector = vit.connector(
+            cfg.vit.width, WIDTH, rngs=nnx.Rngs(1), param_dtype="float32"
+        )
 
     def __call__(self, patches, ids, images):
         encoded = self.und_encoder(patches, ids, images)
         return encoded, self.connector(encoded)
 
 
-def _build(cfg: vit.VitConfig):
+def _build(cfg: ModelConfig):
     graph, abstract = nnx.split(nnx.eval_shape(lambda: Both(cfg)))
 
     def run(params, *args):
@@ -67,9 +76,9 @@ def inputs(case):
     patches, ids, images = [], [], []
     for k in range(int(case["in.num_images"])):
         image = np.moveaxis(case[f"in.image_{k}"], 0, -1)
-        cut = patchify(image, CFG.patch)
+        cut = patchify(image, CFG.und_patch)
         np.testing.assert_array_equal(cut, case[f"out.tokens_{k}"])
-        table = table_ids(*image.shape[:2], CFG.patch, CFG.grid)
+        table = table_ids(*image.shape[:2], CFG.und_patch, CFG.und_grid)
         np.testing.assert_array_equal(table, case[f"out.position_ids_{k}"])
         patches += [cut, np.full((3, cut.shape[1]), 7.0, np.float32)]
         ids += [table, np.zeros(3, np.int32)]
@@ -83,7 +92,7 @@ def _error(got, wanted) -> float:
 
 def _errors(case, got, inputs):
     encoded, connected = (np.asarray(x)[0] for x in got)
-    table = layers.sincos_table(CFG.grid, WIDTH)
+    table = layers.sincos_table(CFG.und_grid, WIDTH)
     _, ids, images = (x[0] for x in inputs)
     errors = []
     for k in range(2):
@@ -103,7 +112,7 @@ def test_packed_images_match_the_reference(case, params, inputs):
     for attention in ("dense", "chunked"):
         run, _ = _build(dataclasses.replace(CFG, attention=attention))
         assert _errors(case, run(params, *inputs), inputs) < TOLERANCE
-    table = layers.sincos_table(CFG.grid, WIDTH)
+    table = layers.sincos_table(CFG.und_grid, WIDTH)
     assert _error(table, case["out.vit_pos_embed_table"]) < 1e-6
 
 
@@ -128,7 +137,7 @@ def test_recomputing_layers_keeps_the_gradient(params, inputs):
         return jax.jit(jax.grad(lambda p: (run(p, *inputs)[1] * seen).sum()))(params)
 
     plain = gradient(CFG)
-    again = gradient(dataclasses.replace(CFG, remat=True))
+    again = gradient(dataclasses.replace(CFG, remat="full"))
     for one, two in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-4)
     assert np.abs(plain["und_encoder"]["patch_in"]["kernel"]).max() > 0
