@@ -56,20 +56,15 @@ class CheckpointManager:
             _check_same_run(self.directory, config)
         name = config.train.best_metric
         policies = ocp.training.preservation_policies
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: score(name, _metric(metrics, name)),
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        # Any: orbax annotates its own policies with another class than the checkpointer asks for.
+        kept: Any = policies.AnyPreservationPolicy([policies.LatestN(config.train.keep), best])
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
-            context=_context(),
-            # The loop decides when to save (`force` below), orbax what to keep.
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(config.train.keep),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: score(name, metrics.get(name)),
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            self.directory, context=_context(), preservation_policy=kept
         )
         if jax.process_index() == 0:
             text = json.dumps(configs.to_mapping(config), indent=2) + "\n"
@@ -91,7 +86,8 @@ class CheckpointManager:
     def best_value(self) -> float | None:
         """The best value of `train.best_metric` among the kept checkpoints."""
         name = self._config.train.best_metric
-        values = [c.metrics[name] for c in self._checkpointer.checkpoints if has(c.metrics, name)]
+        found = [_metric(c.metrics, name) for c in self._checkpointer.checkpoints]
+        values = [value for value in found if value is not None]
         return max(values, key=lambda v: score(name, v), default=None)
 
     def save(
@@ -125,7 +121,10 @@ class CheckpointManager:
         }
         parts = {name: tree for name, tree in trees.items() if tree is not None}
         self._checkpointer.save_checkpointables_async(
-            step, {**parts, "data": dict(data), "meta": facts}, force=True, metrics=metrics
+            step,
+            {**parts, "data": dict(data), "meta": facts},
+            force=True,
+            metrics=None if metrics is None else dict(metrics),
         )
 
     def restore(
@@ -159,7 +158,7 @@ def load_for_sampling(
     path: epath.PathLike,
     weights: Literal["ema", "params"] = "ema",
     step: int | Literal["latest", "best"] = "latest",
-    shardings: Any = None,
+    like: Any = None,
 ) -> tuple[configs.Config, Any, dict[str, Any]]:
     """Loads the settings and one set of weights, without the optimiser's state.
 
@@ -167,14 +166,16 @@ def load_for_sampling(
       path: a run's working directory, or one checkpoint `.../checkpoints/<step>` in it.
       weights: the averaged weights (of a run that keeps none, the plain ones) or the plain ones.
       step: which checkpoint of a working directory; "best" is by its `train.best_metric`.
-      shardings: one sharding, or a tree of them like the weights; by default the first device.
+      like: tree of `jax.ShapeDtypeStruct`s with shardings, which the weights must fit and are
+        placed and cast by; by default they go to the first device as they are.
 
     Returns:
       `(config, params, meta)`; `params` is a nested dict; `meta` is the checkpoint's, and its
       `weights` and `path` tell what was loaded.
 
     Raises:
-      CheckpointError: nothing is there, or it is damaged, or its settings cannot be read.
+      CheckpointError: nothing is there, or it is damaged, of another shape than `like`, or its
+        settings cannot be read.
     """
     root = epath.Path(path)
     if (root / "meta").exists():
@@ -187,14 +188,14 @@ def load_for_sampling(
     config = _config(meta, chosen)
     if weights == "ema" and not (chosen / "ema").exists():
         weights = "params"
-    shapes = _shapes(chosen, weights)
-    if not isinstance(shardings, dict):
-        one = shardings or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: one, shapes)
-    abstract = jax.tree.map(
-        lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings
-    )
-    params = _load(chosen, {weights: abstract})[weights]
+    stored = _stored(chosen, weights)
+    if like is None:
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=first), stored
+        )
+    _check_shapes(stored, like, chosen)
+    params = _load(chosen, {weights: like})[weights]
     return config, params, {**meta, "weights": weights, "path": str(chosen)}
 
 
@@ -203,11 +204,6 @@ def score(name: str, value: float | None) -> float:
     if value is None or math.isnan(value):
         return -math.inf
     return value if name.endswith("exact") else -value
-
-
-def has(metrics: Any, name: str) -> bool:
-    """Whether a checkpoint carries the metric."""
-    return bool(metrics) and name in metrics
 
 
 def versions() -> dict[str, str]:
@@ -221,12 +217,17 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _metric(metrics: Any, name: str) -> float | None:
+    return (metrics or {}).get(name)
+
+
 def _context() -> ocp.Context:
     registry = ocp.handlers.local_registry()
     for name in ("data", "meta"):  # plain JSON files, readable without orbax
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
-    options = ocp.options.CheckpointablesOptions(registry=registry)
-    return ocp.Context(checkpointables_options=options)
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
 
 
 def _steps(directory: epath.Path) -> list[int]:
@@ -247,7 +248,7 @@ def _step_path(directory: epath.Path, step: int | str) -> epath.Path:
 
         def rank(s: int) -> float:
             name = metas[s]["best_metric"]
-            return score(name, (metas[s]["metrics"] or {}).get(name))
+            return score(name, _metric(metas[s]["metrics"], name))
 
         best = max(steps, key=rank)
         if rank(best) == -math.inf:
@@ -273,9 +274,26 @@ def _meta(path: epath.Path) -> dict[str, Any]:
     return meta
 
 
-def _shapes(path: epath.Path, part: str) -> Any:
+def _stored(path: epath.Path, part: str) -> Any:
+    """Tree of a part's arrays, each with `shape` and `dtype`."""
     with _guard(path), _context():
         return ocp.checkpointables_metadata(path).metadata[part]
+
+
+def _check_shapes(stored: Any, wanted: Any, path: epath.Path) -> None:
+    have, want = (
+        {
+            jax.tree_util.keystr(at, simple=True, separator="/"): tuple(leaf.shape)
+            for at, leaf in jax.tree.leaves_with_path(tree)
+        }
+        for tree in (stored, wanted)
+    )
+    for name in sorted(have.keys() | want.keys()):
+        if have.get(name) != want.get(name):
+            raise CheckpointError(
+                f"checkpoint {path} is of another model: weight {name} has shape "
+                f"{have.get(name, 'none')} there and {want.get(name, 'none')} here"
+            )
 
 
 class _guard:  # noqa: N801  (reads as a statement)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -93,6 +95,38 @@ def init_state(
         return make_state(fns.init(key), tx, total_steps, ema_decay)
 
     return jax.jit(init, out_shardings=shardings)(key)
+
+
+def to_parts(state: TrainState) -> dict[str, Any]:
+    """The state as the parts of a checkpoint, so that weights can be read without the rest."""
+    counters = {"step": state.step, "total_steps": state.total_steps}
+    optimizer_part = {"opt_state": state.opt_state, **counters}
+    return {"params": state.params, "ema": state.ema, "optimizer": optimizer_part}
+
+
+def from_parts(parts: Mapping[str, Any]) -> TrainState:
+    """The inverse of `to_parts`; a missing `ema` is None."""
+    rest = parts["optimizer"]
+    return TrainState(
+        step=rest["step"],
+        total_steps=rest["total_steps"],
+        params=parts["params"],
+        ema=parts.get("ema"),
+        opt_state=rest["opt_state"],
+    )
+
+
+def with_weights(state: TrainState, params: Any) -> TrainState:
+    """The state starting from other weights; the average, if there is one, starts there too."""
+    # Copies: a step gives up the buffers of both trees, so they must not be the same ones.
+    ema = state.ema and jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+    return dataclasses.replace(state, params=params, ema=ema)
+
+
+def with_total(state: TrainState, total_steps: int) -> TrainState:
+    """The state with another number of steps in all."""
+    total = jax.device_put(np.int32(total_steps), state.total_steps.sharding)
+    return dataclasses.replace(state, total_steps=total)
 
 
 def advance(

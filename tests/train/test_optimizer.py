@@ -112,13 +112,13 @@ def test_layers_are_a_batch_of_matrices_for_muon():
     tree = {"layers": {"w": (L, E, M)}}
     params = weights(tree)
     tx, _ = optimizer.make_optimizer(config, tree)
-    updates, _ = tx.update(params, tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
     for layer in range(SIZES[L]):
         singular = np.linalg.svd(updates["layers"]["w"][layer], compute_uv=False)
         np.testing.assert_allclose(singular / (0.2 * np.sqrt(SIZES[E])), 1.0, atol=0.45)
     # Partner: the layers cannot be told from one another if one leaks into the next.
     changed = {"layers": {"w": params["layers"]["w"].at[1].multiply(7.0)}}
-    again, _ = tx.update(changed, tx.init(params), params)
+    again, _ = jax.jit(tx.update)(changed, tx.init(params), params)
     np.testing.assert_allclose(again["layers"]["w"][0], updates["layers"]["w"][0], atol=1e-6)
     assert np.abs(again["layers"]["w"][0] - params["layers"]["w"][0]).max() > 0.1
 
@@ -181,7 +181,7 @@ def test_clipping_bounds_the_global_norm():
     params = weights(tree)
     sgd_like = OptimizerConfig(clip_norm=1e-9, eps=1.0)
     tx, _ = optimizer.make_optimizer(sgd_like, tree)
-    updates, _ = tx.update(params, tx.init(params), params)
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
     assert optax.tree.norm(updates) < 1e-8
 
 

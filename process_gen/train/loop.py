@@ -1,0 +1,386 @@
+"""The training loop: the same order of things at every step, whatever is trained.
+
+    step -> metrics of the step before -> validation -> hooks -> save -> next batch
+
+A checkpoint therefore holds the state after step n and a data iterator that has not been asked for
+batch n + 1: a run that stops and goes on sees exactly what an uninterrupted one sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+import optax
+from etils import epath
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from process_gen.checkpoint import manager
+from process_gen.core.configs import Config
+from process_gen.core.errors import ConfigError, ProcessGenError
+from process_gen.sharding import rules
+from process_gen.train import metrics as metrics_lib
+from process_gen.train import progress, writers
+from process_gen.train import state as state_lib
+from process_gen.train.state import TrainState
+
+
+class TrainingError(ProcessGenError):
+    """Training cannot go on."""
+
+
+class Dataset(Protocol):
+    """What the loop asks of a data iterator."""
+
+    def __next__(self) -> Any:
+        """The next batch of this process, a tree of numpy arrays [local rows, ...]."""
+
+    def get_state(self) -> Mapping[str, Any]:
+        """JSON state; a key `plan_hash`, if present, is copied into the checkpoint's meta."""
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state."""
+
+
+class Hook(NamedTuple):
+    """Something done on the way, such as painting.
+
+    Attributes:
+      every: in steps; 0 at the end of training only. The last step always counts.
+      call: `(step, state) -> scalars or None`. They are logged as "hook/name", and
+        `train.best_metric` may name one so. It must not keep the state's arrays: the next step
+        overwrites them.
+    """
+
+    every: int
+    call: Callable[[int, TrainState], Mapping[str, float] | None]
+
+
+TrainStep = Callable[[TrainState, Any, jax.Array], tuple[TrainState, metrics_lib.StepMetrics]]
+EvalStep = Callable[[Any, Any, jax.Array], metrics_lib.StepMetrics]
+
+
+def fit(
+    config: Config,
+    workdir: epath.PathLike,
+    *,
+    fns: Any,
+    tx: optax.GradientTransformation,
+    train_step: TrainStep,
+    eval_step: EvalStep,
+    dataset: Dataset,
+    eval_batches: Sequence[Any],
+    mesh: Mesh,
+    hooks: Mapping[str, Hook] | None = None,
+    writer: writers.MetricWriter | None = None,
+    check_batch: Callable[[Any], None] | None = None,
+    on_start: Callable[[TrainState], None] | None = None,
+) -> TrainState:
+    """Trains to the end, or goes on where a checkpoint in `workdir` stopped.
+
+    On Ctrl-C the current step is finished and saved, then KeyboardInterrupt is raised; a second
+    Ctrl-C does not wait.
+
+    Args:
+      config: of the run.
+      workdir: for checkpoints, `config.json` and metrics.
+      fns: has `init(key) -> params` and `logical_axes`.
+      tx: from `optimizer.make_optimizer`, the one inside `train_step`.
+      train_step: `(state, batch, key) -> (state, metrics)`, pure and not jitted; `key` is the same
+        at every step, so it must fold in `state.step`.
+      eval_step: `(params, batch, key) -> metrics`, pure and not jitted.
+      dataset: iterator over training batches.
+      eval_batches: host batches of the fixed held-out split; may be empty.
+      mesh: from `sharding.mesh.make_mesh`; it is put into force.
+      hooks: by name.
+      writer: takes the metrics; by default `writers.default_writer` on the first process.
+      check_batch: called with each host batch; raises on one that the model cannot take.
+      on_start: called once with the first or restored state.
+
+    Returns:
+      The final state.
+
+    Raises:
+      CheckpointError: `workdir` holds another config's checkpoints, or a damaged one.
+      ConfigError: the batch does not fit the mesh; `train.best_metric` is not measured.
+      TrainingError: a loss or a gradient is not finite.
+    """
+    started = time.monotonic()
+    rules.check_rows(config.data.rows, mesh)
+    hooks = dict(hooks or {})
+    _check_best_metric(config.train.best_metric, hooks)
+    with jax.set_mesh(mesh), manager.CheckpointManager(workdir, config) as checkpoints:
+        state, settled = _first_state(config, checkpoints, fns, tx, dataset, mesh)
+        if on_start is not None:
+            on_start(state)
+        own_writer = writer is None
+        if writer is None:
+            writer = writers.MetricWriter()
+            if jax.process_index() == 0:
+                writer = writers.default_writer(workdir, int(state.step))
+        run = _Run(
+            config=config,
+            checkpoints=checkpoints,
+            dataset=dataset,
+            evaluate=_make_evaluate(eval_step, eval_batches, mesh) if eval_batches else None,
+            hooks=hooks,
+            writer=writer,
+            budget=progress.TimeBudget(config.train.minutes, started, settled),
+            best=checkpoints.best_value,
+        )
+        try:
+            return _loop(run, state, train_step, mesh, check_batch or (lambda batch: None))
+        finally:
+            writer.flush()
+            if own_writer:
+                writer.close()
+
+
+def _check_best_metric(name: str, hooks: Mapping[str, Hook]) -> None:
+    hook, slash, _ = name.partition("/")
+    if slash and hook not in hooks:
+        known = ", ".join(sorted(hooks)) or "none"
+        raise ConfigError(f"train.best_metric={name!r} names no hook of this run; hooks: {known}")
+
+
+def _first_state(
+    config: Config,
+    checkpoints: manager.CheckpointManager,
+    fns: Any,
+    tx: optax.GradientTransformation,
+    dataset: Dataset,
+    mesh: Mesh,
+) -> tuple[TrainState, bool]:
+    """The state to start from, and whether its total comes from timing already."""
+    train, decay = config.train, config.optimizer.ema_decay
+    # Before timing, enough steps to time.
+    total = max(train.steps, 3 * progress.TimeBudget.interval) if train.minutes else train.steps
+    if checkpoints.latest_step is None:
+        key = jax.random.fold_in(jax.random.key(train.seed), 0)
+        state = state_lib.init_state(fns, tx, key, total, decay, mesh)
+        if train.init_from:
+            like = jax.tree.map(
+                lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding), state.params
+            )
+            _, params, _ = manager.load_for_sampling(train.init_from, "ema", like=like)
+            state = state_lib.with_weights(state, params)
+        return state, False
+    abstract = state_lib.abstract_state(fns, tx, total, decay, mesh)
+    trees, data, meta = checkpoints.restore(state_lib.to_parts(abstract))
+    dataset.set_state(data)
+    state = state_lib.from_parts(trees)
+    settled = train.minutes > 0 and meta["timed"]
+    return (state if settled else state_lib.with_total(state, total)), settled
+
+
+def _make_evaluate(
+    eval_step: EvalStep, eval_batches: Sequence[Any], mesh: Mesh
+) -> Callable[[Any], dict[str, float]]:
+    """Builds `params -> metrics over all batches`, with the same times and noise at every call."""
+    jitted = jax.jit(eval_step)
+    key = jax.random.key(0)  # not the run's: runs with other seeds are compared on the same noise
+
+    def evaluate(params: Any) -> dict[str, float]:
+        total: Any = None
+        for number, batch in enumerate(eval_batches):
+            placed = rules.put_batch(batch, mesh)
+            new = metrics_lib.collect(jitted(params, placed, jax.random.fold_in(key, number)))
+            total = new if total is None else metrics_lib.merge(total, new)
+            jax.block_until_ready(total)
+        return metrics_lib.compute(total)
+
+    return evaluate
+
+
+class _Log:
+    """Adds up metrics on the device, and writes a window of them one step after it ended."""
+
+    def __init__(self, writer: writers.MetricWriter, step: int) -> None:
+        self._writer = writer
+        self._progress = progress.Progress(step)
+        self._sums: Any = None
+        self._pending: tuple[int, Any, dict[str, float]] | None = None
+
+    def add(self, step_metrics: metrics_lib.StepMetrics) -> None:
+        """Adds the metrics of one step."""
+        new = metrics_lib.collect(step_metrics)
+        self._sums = new if self._sums is None else metrics_lib.merge(self._sums, new)
+
+    def end_window(self, step: int, total_steps: int) -> None:
+        """Closes the window; `write` writes it later."""
+        self._pending = (step, self._sums, self._progress.mark(step, total_steps))
+        self._sums = None
+
+    def write(self) -> None:
+        """Writes the closed window, if there is one. Waits for its steps.
+
+        Raises:
+          TrainingError: a value is not finite.
+        """
+        if self._pending is None:
+            return
+        (step, sums, rates), self._pending = self._pending, None
+        values = _finite(metrics_lib.compute(sums), step)
+        self._writer.write_scalars(step, {f"train/{k}": v for k, v in (rates | values).items()})
+        self._writer.flush()
+
+    def check(self, step: int) -> None:
+        """Raises TrainingError unless everything up to `step` is finite, before it is saved."""
+        self.write()
+        if self._sums is not None:
+            _finite(metrics_lib.compute(self._sums), step)
+
+
+def _finite(values: dict[str, float], step: int) -> dict[str, float]:
+    wrong = [name for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        raise TrainingError(
+            f"{', '.join(wrong)} not finite at or shortly before step {step}; nothing was saved "
+            "since. Lower optimizer.learning_rate or optimizer.clip_norm, or look at the data"
+        )
+    return values
+
+
+@dataclasses.dataclass
+class _Run:
+    """What the loop carries beside the state."""
+
+    config: Config
+    checkpoints: manager.CheckpointManager
+    dataset: Dataset
+    evaluate: Callable[[Any], dict[str, float]] | None
+    hooks: dict[str, Hook]
+    writer: writers.MetricWriter
+    budget: progress.TimeBudget
+    best: float | None
+
+    def due(self, step: int, last: bool) -> list[str]:
+        """What is to be measured after this step: "eval" and names of hooks."""
+        names = [n for n, h in self.hooks.items() if last or (h.every and step % h.every == 0)]
+        every = self.config.train.eval_every
+        if self.evaluate is not None and every and (last or step % every == 0):
+            names.insert(0, "eval")
+        return names
+
+    def measure(self, due: Sequence[str], step: int, state: TrainState) -> dict[str, float]:
+        """Runs validation (bare names) and hooks ("hook/name"), and logs what they found."""
+        found: dict[str, float] = {}
+        for name in due:
+            if name == "eval" and self.evaluate is not None:
+                values = self.evaluate(state.params if state.ema is None else state.ema)
+                found.update(values)
+            else:
+                values = dict(self.hooks[name].call(step, state) or {})
+                found.update({f"{name}/{k}": v for k, v in values.items()})
+            self.writer.write_scalars(step, {f"{name}/{k}": v for k, v in values.items()})
+        return found
+
+    def improves(self, due: Sequence[str], found: Mapping[str, float]) -> bool:
+        """Whether this is the best model so far, by `train.best_metric`; remembers it."""
+        name = self.config.train.best_metric
+        if name not in found:
+            if name.partition("/")[0] in due or ("/" not in name and "eval" in due):
+                known = ", ".join(sorted(found))
+                raise ConfigError(f"train.best_metric={name!r} is not measured; known: {known}")
+            return False
+        if self.best is not None and manager.score(name, found[name]) <= manager.score(
+            name, self.best
+        ):
+            return False
+        self.best = found[name]
+        return True
+
+    def save(self, step: int, state: TrainState, found: Mapping[str, float]) -> None:
+        """Starts writing a checkpoint of this step."""
+        self.checkpoints.save(
+            step,
+            state_lib.to_parts(state),
+            self.dataset.get_state(),
+            {"timed": self.budget.estimated},
+            found if self.config.train.best_metric in found else None,
+        )
+
+
+def _loop(
+    run: _Run,
+    state: TrainState,
+    train_step: TrainStep,
+    mesh: Mesh,
+    check_batch: Callable[[Any], None],
+) -> TrainState:
+    train = run.config.train
+    step, total = int(state.step), int(state.total_steps)
+    if step >= total:
+        run.writer.write_texts(step, {"train": f"this run of {total} steps is complete"})
+        return state
+    key = jax.random.fold_in(jax.random.key(train.seed), 1)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    log = _Log(run.writer, step)
+    previous: Any = None
+    with _finish_on_interrupt() as interrupted:
+        while step < total:
+            batch = next(run.dataset)
+            check_batch(batch)
+            state, step_metrics = jitted(state, rules.put_batch(batch, mesh), key)
+            step += 1
+            # One step ahead and no further: what is read below has been computed while this step
+            # was prepared, and steps with collectives do not queue up.
+            jax.block_until_ready(previous)
+            log.write()
+            log.add(step_metrics)
+            previous = step_metrics
+            if (new_total := _agree(run.budget.update(step, total))) != total:
+                total = new_total
+                state = state_lib.with_total(state, total)
+            last = step >= total
+            if last or step % train.log_every == 0:
+                log.end_window(step, total)
+            due = run.due(step, last)
+            if due:
+                log.write()
+            found = run.measure(due, step, state)
+            best = run.improves(due, found)
+            stop = interrupted()
+            if best or stop or last or (train.save_every and step % train.save_every == 0):
+                log.check(step)
+                run.save(step, state, found)
+            if stop and not last:
+                raise KeyboardInterrupt
+    return state
+
+
+def _agree(total_steps: int) -> int:
+    """The first process's number, on every process."""
+    if jax.process_count() == 1:
+        return total_steps
+    return int(multihost_utils.broadcast_one_to_all(np.int32(total_steps)))
+
+
+@contextlib.contextmanager
+def _finish_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """While inside, the first Ctrl-C only sets a flag, which the yielded function reads."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may handle signals
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, _: Any) -> None:
+        seen.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,236 @@
+"""Tests of the training loop on a model of two weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from process_gen.checkpoint import manager
+from process_gen.core import axes, configs
+from process_gen.core.errors import CheckpointError, ConfigError
+from process_gen.sharding import mesh as mesh_lib
+from process_gen.train import loop, optimizer
+from process_gen.train import state as state_lib
+
+ROWS, WIDTH = 4, 3
+
+
+class Numbers:
+    """Batches from a generator whose position is the whole state."""
+
+    def __init__(self):
+        self.next_batch = 0
+
+    def __next__(self):
+        rng = np.random.default_rng(self.next_batch)
+        self.next_batch += 1
+        return {"x": rng.normal(size=(ROWS, WIDTH)).astype(np.float32)}
+
+    def get_state(self):
+        return {"next_batch": self.next_batch, "plan_hash": "p"}
+
+    def set_state(self, state):
+        self.next_batch = state["next_batch"]
+
+
+FNS = types.SimpleNamespace(
+    init=lambda key: {
+        "layers": {"w": jax.random.normal(key, (2, WIDTH, WIDTH))},
+        "b": jnp.zeros((WIDTH,)),
+    },
+    logical_axes={"layers": {"w": (axes.LAYERS, axes.EMBED, axes.MLP)}, "b": (axes.EMBED,)},
+)
+
+
+def errors(params, batch, key):
+    """Squared distance of a random linear map from x, a number per row and column."""
+    noise = 0.1 * jax.random.normal(key, batch["x"].shape)
+    y = batch["x"] @ params["layers"]["w"][0] @ params["layers"]["w"][1] + params["b"][None]
+    return (y - batch["x"] - noise) ** 2
+
+
+def make_config(**sections):
+    base = {
+        "train": {"steps": 8, "log_every": 3, "eval_every": 4, "save_every": 4, "keep": 3},
+        "data": {"rows": ROWS},
+        "optimizer": {"learning_rate": 0.05, "warmup_steps": 2, "ema_decay": 0.9},
+    }
+    for name, values in sections.items():
+        base[name] = {**base.get(name, {}), **values}
+    return configs.from_mapping(base)
+
+
+def run(workdir, config, dataset=None, poison_at=None, **kwargs):
+    tx, schedule = optimizer.make_optimizer(config.optimizer, FNS.logical_axes)
+    one = jnp.float32(1.0)
+
+    def train_step(state, batch, key):
+        key = jax.random.fold_in(key, state.step)
+        loss, grads = jax.value_and_grad(lambda p: errors(p, batch, key).mean())(state.params)
+        if poison_at is not None:
+            loss = jnp.where(state.step == poison_at, jnp.nan, loss)
+        state, update = state_lib.advance(state, grads, tx, schedule, config.optimizer.ema_decay)
+        return state, {"loss": (loss, one), "plan_ce": (loss * 7, one * 7), **update}
+
+    def eval_step(params, batch, key):
+        loss = errors(params, batch, key)
+        return {"loss": (loss.sum(), jnp.float32(loss.size))}
+
+    kwargs.setdefault("eval_batches", [next(Numbers())])
+    return loop.fit(
+        config,
+        workdir,
+        fns=FNS,
+        tx=tx,
+        train_step=train_step,
+        eval_step=eval_step,
+        dataset=dataset or Numbers(),
+        mesh=mesh_lib.make_mesh(config.mesh, jax.devices()[:1]),
+        **kwargs,
+    )
+
+
+def read_metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_stopping_and_going_on_equals_going_through(tmp_path, capsys):
+    """N + N == 2 N bit for bit, with weights, average, moments, data and logged numbers."""
+    config = make_config(optimizer={"name": "muon"})
+    through_data, again_data = Numbers(), Numbers()
+    through = run(tmp_path / "a", config, through_data)
+
+    class StopAfter(Numbers):
+        def __next__(self):
+            if self.next_batch == 4:  # the fifth batch is being made
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__next__()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", config, StopAfter())
+    assert manager.load_for_sampling(tmp_path / "b")[2]["step"] == 5
+    again = run(tmp_path / "b", config, again_data)
+
+    assert_same(through, again)
+    assert through_data.get_state() == again_data.get_state()
+    assert int(again.step) == 8
+    evals = [
+        [(e["step"], e["loss"]) for e in read_metrics(tmp_path / d) if e["split"] == "eval"]
+        for d in "ab"
+    ]
+    assert evals[0] == evals[1] and [step for step, _ in evals[0]] == [4, 8]
+    assert "train 3/8" in capsys.readouterr().out
+    # Partner: without the iterator's state the run ends elsewhere.
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "c", config, StopAfter())
+    forgetful = Numbers()
+    forgetful.set_state = lambda state: None
+    other = run(tmp_path / "c", config, forgetful)
+    assert not np.array_equal(other.params["b"], through.params["b"])
+
+
+def test_logged_means_are_over_the_window(tmp_path):
+    losses = []
+    config = make_config(train={"eval_every": 0, "steps": 7})
+
+    class Record(loop.writers.MetricWriter):
+        def write_scalars(self, step, scalars):
+            losses.append((step, scalars))
+
+    run(tmp_path / "a", config, writer=Record())
+    assert [step for step, _ in losses] == [3, 6, 7]
+    one_by_one = []
+    fine = make_config(train={"eval_every": 0, "steps": 7, "log_every": 1})
+    losses, one_by_one = one_by_one, losses
+    run(tmp_path / "b", fine, writer=Record())
+    singles = [s["train/loss"] for _, s in losses]
+    assert len(singles) == 7
+    np.testing.assert_allclose(one_by_one[0][1]["train/loss"], np.mean(singles[:3]), rtol=1e-6)
+    np.testing.assert_allclose(one_by_one[0][1]["train/plan_ce"], np.mean(singles[:3]), rtol=1e-6)
+    assert abs(singles[0] - singles[2]) > 1e-3
+
+
+def test_best_is_saved_whenever_it_comes(tmp_path):
+    config = make_config(
+        train={"best_metric": "paint/exact", "eval_every": 0, "save_every": 0, "keep": 1}
+    )
+    scores = {2: 0.1, 4: 0.8, 6: 0.3, 8: 0.2}
+    hooks = {"paint": loop.Hook(2, lambda step, state: {"exact": scores[step]})}
+    run(tmp_path, config, hooks=hooks)
+    assert manager.load_for_sampling(tmp_path, step="best")[2]["step"] == 4
+    assert manager.load_for_sampling(tmp_path)[2]["step"] == 8
+    painted = [e["exact"] for e in read_metrics(tmp_path) if e["split"] == "paint"]
+    assert painted == list(scores.values())
+
+
+def test_unmeasured_best_metric_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="names no hook"):
+        run(tmp_path, make_config(train={"best_metric": "paint/exact"}))
+    with pytest.raises(ConfigError, match="'lss' is not measured; known: loss"):
+        run(tmp_path, make_config(train={"best_metric": "lss"}))
+
+
+def test_nan_stops_before_it_is_saved(tmp_path):
+    config = make_config(train={"log_every": 50, "eval_every": 0})
+    with pytest.raises(loop.TrainingError, match="loss, plan_ce not finite"):
+        run(tmp_path, config, poison_at=5)
+    assert manager.load_for_sampling(tmp_path)[2]["step"] == 4
+
+
+def test_more_steps_later_and_another_config(tmp_path):
+    assert int(run(tmp_path, make_config()).step) == 8
+    longer = run(tmp_path, make_config(train={"steps": 10}))
+    assert int(longer.step) == int(longer.total_steps) == 10
+    assert int(run(tmp_path, make_config(train={"steps": 10})).step) == 10  # nothing left to do
+    with pytest.raises(CheckpointError, match="optimizer.learning_rate"):
+        run(tmp_path, make_config(optimizer={"learning_rate": 0.1}))
+
+
+def test_starting_from_other_weights(tmp_path):
+    first = run(tmp_path / "a", make_config())
+    seen = []
+    config = make_config(train={"init_from": str(tmp_path / "a"), "steps": 1})
+    run(tmp_path / "b", config, on_start=lambda s: seen.append(jax.device_get(s)))
+    assert_same(seen[0].params, jax.device_get(first.ema))
+    assert int(seen[0].step) == 0
+    wide = types.SimpleNamespace(**vars(FNS))
+    wide.init = lambda key: {**FNS.init(key), "b": jnp.zeros((WIDTH + 1,))}
+    tx, _ = optimizer.make_optimizer(config.optimizer, FNS.logical_axes)
+    like = state_lib.abstract_state(
+        wide, tx, 1, 0.0, mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+    )
+    with pytest.raises(CheckpointError, match=r"weight b has shape \(3,\) there and \(4,\) here"):
+        manager.load_for_sampling(tmp_path / "a", like=like.params)
+
+
+def test_a_time_budget_sets_the_total_and_a_resume_keeps_it(tmp_path):
+    config = make_config(
+        train={"minutes": 0.02, "steps": 10, "eval_every": 0, "save_every": 0, "log_every": 1000}
+    )
+    state = run(tmp_path, config)
+    total = int(state.total_steps)
+    assert int(state.step) == total > 22 and total != 60  # 60 is what it begins with
+    meta = manager.load_for_sampling(tmp_path)[2]
+    assert meta["timed"] is True
+    again = run(tmp_path, config)
+    assert int(again.total_steps) == total
+
+
+def test_average_is_optional(tmp_path):
+    state = run(tmp_path, make_config(optimizer={"ema_decay": 0.0}))
+    assert state.ema is None
+    assert manager.load_for_sampling(tmp_path)[2]["weights"] == "params"
+    again = run(tmp_path, make_config(optimizer={"ema_decay": 0.0}))
+    assert_same(jax.device_get(state), jax.device_get(again))
