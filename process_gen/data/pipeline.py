@@ -340,6 +340,10 @@ class TrainIterator:
                 f"{saved}: sources, options, grammar, tokenizer, pack shape, seed or the data's "
                 "code changed; resume with the old ones or start a new run"
             )
+        if not 0 <= next_batch * rows - first_row < len(self._rows.plan(epoch)):
+            raise DataError(
+                f"the data state {state!r} is damaged: its batch lies outside its epoch"
+            )
         self._rows.believe(epoch, first_row)
         self._next, self._iterator = next_batch, None
 

@@ -137,12 +137,15 @@ class BpeTokenizer:
         # With our own splitting rule, phrases and words that single spaces part are encoded
         # independently. The Strokes world has about two hundred; remembering them is several times
         # faster than BPE.
-        self._by_piece = spec.get("pre_tokenizer") == json.loads(_pre_tokenizer().__getstate__())
+        own, ours = self._bpe.pre_tokenizer, _pre_tokenizer()
+        self._by_piece = own is not None and own.__getstate__() == ours.__getstate__()
         self._known: dict[str, list[int]] = {}
 
     def _pieces(self, text: str) -> list[list[int]] | None:
         """Ids of each phrase or word; None when the text has other gaps than single spaces."""
         if not self._by_piece or text.split(" ") != text.split():
+            return None
+        if text.find(PHRASES[0], 1) > 0:  # could begin inside a word, which `_PIECES` does not see
             return None
         out = []
         for piece in _PIECES.findall(text):

@@ -90,10 +90,10 @@ def test_a_stream_of_no_length_takes_only_texts():
     assert plan.index_N.tolist() == [0] and len(plan.too_long_Kx5) == 1
 
 
-def test_a_hundred_thousand_are_planned_in_seconds():
+def test_fifty_thousand_are_planned_in_seconds():
     start = time.process_time()
-    plan_of(lengths(100_000), window=2048)
-    assert time.process_time() - start < 15  # about 2.5 on an idle core
+    plan_of(lengths(50_000), window=2048)
+    assert time.process_time() - start < 10  # about 1.2 on an idle core
 
 
 @dataclasses.dataclass

@@ -10,6 +10,7 @@ from launch.train_tokenizer import strokes_texts, train
 from process_gen.core.errors import DataError
 from process_gen.data.tokenizer import (
     DEFAULT_PATH,
+    PHRASES,
     SPECIALS,
     BpeTokenizer,
     load_tokenizer,
@@ -50,7 +51,12 @@ def test_any_text_comes_back(text):
 LETTERS = "ab <>/-.1\té\x1c\x85\xa0\u2028\u3000漢\u0301"
 
 
-@hypothesis.given(st.text(LETTERS, max_size=12))
+FRAGMENTS = st.one_of(
+    st.sampled_from([*PHRASES, " circle", "island"]), st.text(LETTERS, max_size=3)
+)
+
+
+@hypothesis.given(st.lists(FRAGMENTS, max_size=6).map("".join))
 def test_remembered_pieces_equal_bpe(text):
     tokenizer = load_tokenizer()
     assert tokenizer._by_piece

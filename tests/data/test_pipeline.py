@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from process_gen.core.batch import NO_COPY, NO_LABEL, Dropout, Lengths, PackedBatch
+from process_gen.core.configs import Config, from_mapping
+from process_gen.core.errors import ConfigError, DataError
+from process_gen.core.trajectory import Stage
+from process_gen.data import sources
+from process_gen.data.pipeline import Rows, eval_batches, train_dataset
+from process_gen.data.sources import Generated, build_source
+
+DROPOUT = Dropout(text=0.3)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def config(**data) -> Config:
+    data = {
+        "sources": [
+            {"kind": "strokes", "size": 24},
+            {"kind": "strokes_one_shot", "size": 8},
+            {"kind": "strokes_plans", "weight": 0.5, "size": 8},
+        ],
+        "rows": 4,
+        "window": 16,
+        "prefetch": 2,
+    } | data
+    return from_mapping({"data": data})
+
+
+def arrays(batch: PackedBatch) -> list[np.ndarray]:
+    return [*batch.text, *batch.und, *batch.gen, *batch[3:]]
+
+
+def equal(a: PackedBatch, b: PackedBatch) -> bool:
+    return all(map(np.array_equal, arrays(a), arrays(b)))
+
+
+def take(iterator, n):
+    return [next(iterator) for _ in range(n)]
+
+
+def test_shapes_and_types():
+    batch = next(train_dataset(config()))
+    assert batch.token_BxT.shape == batch.text.order.shape == (4, 448)
+    assert batch.patch_BxVxQ.shape == (4, 112, 192) and batch.patch_BxVxQ.dtype == np.uint8
+    assert batch.latent_BxGxP.shape == (4, 224, 192)
+    assert batch.token_BxT.dtype == batch.copy_BxG.dtype == np.int32
+    assert (batch.label_BxT != NO_LABEL).any() and (batch.copy_BxG != NO_COPY).any()
+    assert int(Stage.CONTROL) in batch.label_stage_BxT[batch.label_BxT != NO_LABEL]
+
+
+def test_batches_are_a_function_of_the_config():
+    first = take(train_dataset(config()), 3)
+    assert all(map(equal, first, take(train_dataset(config(prefetch=0)), 3)))
+    assert not equal(first[0], first[1])
+    assert not equal(first[0], next(train_dataset(config(seed=1))))
+
+
+def test_resume_is_exact_across_epochs_and_through_json():
+    whole = train_dataset(config())
+    packs = len(whole.plan(0))
+    batches = take(whole, packs // 4 + 6)  # well into the second epoch
+    for stop in (0, 1, packs // 4 + 1, packs // 4 + 3):
+        begun = train_dataset(config())
+        take(begun, stop)
+        state = json.loads(json.dumps(begun.get_state()))
+        resumed = train_dataset(config())
+        next(resumed)
+        resumed.set_state(state)
+        assert resumed.get_state() == state
+        assert all(map(equal, take(resumed, 3), batches[stop : stop + 3]))
+    assert begun.epoch >= 1
+    assert begun.plan_hash == whole.plan(begun.epoch).hash != whole.plan(0).hash
+
+
+def test_a_resumed_run_plans_no_earlier_epoch(monkeypatch):
+    begun = train_dataset(config())
+    take(begun, 8)
+    state = begun.get_state()
+    assert state["epoch"] >= 1
+    planned = []
+    make = Rows._make_plan
+    monkeypatch.setattr(
+        Rows, "_make_plan", lambda self, epoch: planned.append(epoch) or make(self, epoch)
+    )
+    resumed = train_dataset(config(prefetch=0))
+    resumed.set_state(state)
+    next(resumed)
+    assert min(planned) == state["epoch"]
+
+
+def test_any_number_of_processes_builds_the_same_global_batches():
+    whole = take(train_dataset(config()), 3)
+    for count in (2, 4):
+        parts = [take(train_dataset(config(), p, count), 3) for p in range(count)]
+        for step, batch in enumerate(whole):
+            for process in range(count):
+                mine = [array[process::count] for array in arrays(batch)]
+                assert all(map(np.array_equal, mine, arrays(parts[process][step])))
+    state = train_dataset(config(), 1, 2).get_state()
+    assert state == train_dataset(config()).get_state()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"text_len": 512},
+        {"grammar": {"noise_copies": 2}},
+        {"sources": [{"kind": "strokes", "size": 24, "options": {"conflict": 0.8}}]},
+    ],
+)
+def test_a_state_of_other_data_is_refused(change):
+    state = train_dataset(config()).get_state()
+    with pytest.raises(DataError, match="plan of epoch 0 is"):
+        train_dataset(config(**change)).set_state(state)
+
+
+def test_damaged_states_are_refused():
+    iterator = train_dataset(config())
+    state = iterator.get_state()
+    for broken, what in (
+        ({}, "damaged"),
+        (state | {"version": 9}, "version"),
+        (state | {"rows": 8}, "data.rows"),
+        (state | {"next_batch": "x"}, "damaged"),
+        (state | {"epoch_first_row": 10**6, "epoch": 0}, "damaged"),
+    ):
+        with pytest.raises(DataError, match=what):
+            iterator.set_state(broken)
+    iterator.set_state(state)
+
+
+def test_an_epoch_holds_every_trajectory_once():
+    rows = train_dataset(config()).plan(0)
+    pairs = sorted(zip(rows.source_N.tolist(), rows.index_N.tolist(), strict=True))
+    assert len(set(pairs)) == len(pairs) == 40 - len(rows.too_long_Kx5)
+    counts = np.bincount(rows.source_N)
+    assert counts.tolist() == [16, 16, 8]  # weights 1, 1, 0.5 of 40
+
+
+def test_rows_with_wrong_sizes():
+    with pytest.raises(ConfigError, match="multiple of the number of processes"):
+        train_dataset(config(), 0, 3)
+    with pytest.raises(ConfigError, match="vocab_size"):
+        small = dataclasses.replace(config().model, vocab_size=100)
+        train_dataset(dataclasses.replace(config(), model=small))
+    with pytest.raises(DataError, match="text_len"):
+        next(train_dataset(config(text_len=4)))
+
+
+class Faulty:
+    """A Strokes source whose record 3 breaks when it is read, but not when it is measured."""
+
+    def __init__(self, whole, broken):
+        self.whole, self.broken = whole, broken
+        self.fresh, self.supervise, self.fingerprint = False, "all", whole.fingerprint
+
+    def __len__(self):
+        return 12
+
+    def outline(self, index):
+        return self.whole.outline(index)
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise DataError("moths ate it")
+        return self.whole[index]
+
+
+def faulty(broken, monkeypatch):
+    def build(config, seed, split):
+        return Faulty(build_source(dataclasses.replace(config, kind="strokes"), seed), broken)
+
+    monkeypatch.setitem(sources.KINDS, "faulty", build)
+    made = config(sources=[{"kind": "faulty"}], prefetch=0)
+    rows = Rows(made, made.data.sources, "train", dropout=DROPOUT)
+    return [rows[i] for i in range(len(rows.plan(0)))], rows
+
+
+def test_a_bad_record_is_counted_and_the_pack_goes_on(monkeypatch):
+    whole, rows = faulty(None, monkeypatch)
+    assert rows.skipped().counts == {}
+    partial, rows = faulty(3, monkeypatch)
+    assert rows.skipped().counts == {"failed": 1}
+    (example,) = rows.skipped().examples
+    assert "faulty (source 0), record 3 (epoch 0, pack" in example and "moths" in example
+    plan = rows.plan(0)
+    pack = next(i for i in range(len(plan)) if (0, 3) in plan[i])
+    changed = [i for i in range(len(plan)) if not equal(whole[i], partial[i])]
+    assert changed == [pack]
+    if len(plan[pack]) > 1:
+        assert (partial[pack].label_BxT != NO_LABEL).any()
+
+
+def test_a_longer_trajectory_than_measured_is_left_out(monkeypatch):
+    def build(config, seed, split):
+        strokes = build_source(dataclasses.replace(config, kind="strokes"), seed)
+
+        def longer(index):
+            trajectory = strokes[index]
+            return dataclasses.replace(trajectory, prompt=trajectory.prompt + " and more" * 300)
+
+        return Generated(longer, strokes.outline, 4, strokes.fingerprint, fresh=False)
+
+    monkeypatch.setitem(sources.KINDS, "longer", build)
+    iterator = train_dataset(config(sources=[{"kind": "longer"}], rows=1, prefetch=0))
+    batch = next(iterator)
+    assert (batch.label_BxT == NO_LABEL).all()
+    assert iterator.skipped.counts["failed"] >= 1
+    assert "more than was planned" in iterator.skipped.examples[0]
+
+
+def test_critiques_carry_text_loss_only():
+    batch = next(train_dataset(config(sources=[{"kind": "strokes_critique", "size": 20}])))
+    assert (batch.target_stage_BxG == NO_LABEL).all()
+    stages = batch.label_stage_BxT[batch.label_BxT != NO_LABEL]
+    assert set(stages.tolist()) == {int(Stage.INSPECT)}
+
+
+EVAL = {"eval_sources": [{"kind": "strokes", "size": 40, "options": {"prompts": "held_out"}}]}
+
+
+def test_the_held_out_split_is_fixed():
+    batches = eval_batches(config(**EVAL, eval_rows=6))
+    assert [b.token_BxT.shape for b in batches] == [(4, 448)] * 2
+    same = eval_batches(config(**EVAL, eval_rows=6, seed=5, prefetch=0))
+    assert all(map(equal, batches, same))
+    assert (batches[1].text.order[2:] == -1).all()  # two empty rows fill the last batch
+    assert (batches[1].text.order[:2] >= 0).any()
+    parts = [eval_batches(config(**EVAL, eval_rows=6), p, 2) for p in range(2)]
+    for process, part in enumerate(parts):
+        for mine, whole in zip(part, batches, strict=True):
+            rows = [array[process::2] for array in arrays(whole)]
+            assert all(map(np.array_equal, rows, arrays(mine)))
+    assert eval_batches(config()) == []
+
+
+def test_a_row_keeps_to_its_limits():
+    made = config()
+    rows = Rows(made, made.data.sources, "train", dropout=DROPOUT)
+    data = made.data
+    limits = Lengths(data.text_len, data.und_len, data.gen_len)
+    for i in range(6):
+        row = rows[i]
+        lengths = [len(row.text.order), len(row.und.order), len(row.gen.order)]
+        assert lengths == list(limits)
