@@ -7,6 +7,7 @@ import ast
 import functools
 import importlib.metadata
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from process_gen.core import configs
+from process_gen.strokes import prompts
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_LINES = 500
@@ -115,6 +117,14 @@ def test_config_resolves_and_shows_its_command(name):
     spec.loader.exec_module(module)
     configs.from_mapping(module.get_config().to_dict())
     assert "python -m launch." in (module.__doc__ or ""), "the docstring gives no command"
+
+
+def test_demo_paints_held_out_prompts_only():
+    lines = (ROOT / "configs" / "demo_prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    required = [prompts.check(json.loads(line))["prompt"] for line in lines]
+    assert len(set(required)) >= 8
+    assert all(prompts.held_out(prompt) for prompt in required)
+    assert not prompts.held_out("a red circle"), "held_out() says yes to everything"
 
 
 def _normal(distribution: str) -> str:
