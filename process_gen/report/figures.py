@@ -7,10 +7,11 @@ twice the scale is the same figure at twice the resolution.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -293,16 +294,18 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
             continue
         if line:
             lines.append(line)
-        while len(word) > 1 and font.getlength(word) > width:
-            cut = next(n for n in range(len(word), 0, -1) if _fits(word[:n], font, width) or n == 1)
-            lines.append(word[:cut])
-            word = word[cut:]
+        # No more letters than pixels can fit: a word of thousands is not measured as a whole.
+        while len(word) > 1 and font.getlength(word[: int(width)]) > width:
+            letters = range(1, min(len(word), int(width)))
+            fits = bisect.bisect_right(letters, width, key=_width_of(word, font))
+            lines.append(word[: max(1, fits)])
+            word = word[max(1, fits) :]
         line = word
     return [*lines, line]
 
 
-def _fits(text: str, font: ImageFont.FreeTypeFont, width: float) -> bool:
-    return font.getlength(text) <= width
+def _width_of(word: str, font: ImageFont.FreeTypeFont) -> Callable[[int], float]:
+    return lambda letters: font.getlength(word[:letters])
 
 
 def _limit(lines: list[str], most: int) -> list[str]:
