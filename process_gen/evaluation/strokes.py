@@ -45,10 +45,14 @@ def verdicts(trajectory: Trajectory, judge: Judge) -> dict[str, bool] | None:
       judge: reads ``uint8[H, W, 3]`` against that requirement.
     """
     try:
-        requirement = check(trajectory.metadata)
+        requirement = _requirement(trajectory)
     except DataError:
         return None
     return _verdicts(trajectory, requirement, judge)
+
+
+def _requirement(trajectory: Trajectory, where: str = "painting") -> dict[str, Any]:
+    return check({"prompt": trajectory.prompt, **trajectory.metadata}, where)
 
 
 def _verdicts(
@@ -79,7 +83,7 @@ def score(
     by_tag: dict[str, list[tuple[Trajectory, dict[str, bool]]]] = {tag: [] for tag in TAGS}
     for i, trajectory in enumerate(trajectories):
         where = f"painting {i} ({trajectory.prompt[:60]!r})"
-        requirement = check(trajectory.metadata, where)
+        requirement = _requirement(trajectory, where)
         row = (trajectory, _verdicts(trajectory, requirement, judge))
         by_tag[requirement["tag"]].append(row)
 

@@ -100,12 +100,14 @@ def _of_step(step: Step, number: int) -> list[Panel]:
     if step.refined is None and step.refined_plan is None:
         return [sketch]
     before = (Piece("instruction", command),) if command else ()
-    again = step.refined_plan is not None
-    if again:
+    if step.refined_plan is not None:
         # The plan written anew says the same as the command, and the scene besides.
         before = _plan(step.refined_plan)
     heading = f"{number} · refined"
-    return [sketch, Panel("refinement", heading, step.refined, before, replanned=again)]
+    return [
+        sketch,
+        Panel("refinement", heading, step.refined, before, replanned=step.refined_plan is not None),
+    ]
 
 
 def _plan(text: str) -> tuple[Piece, ...]:
