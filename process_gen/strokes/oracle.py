@@ -33,7 +33,9 @@ from process_gen.strokes.scene import (
 )
 
 STRONG = 0.45  # a pixel belongs to a shape from this strength on
-MIN_MASS = 5.0  # fewer covered pixels than this are dirt; the smallest shape covers 21
+MIN_MASS = 5.0  # fewer covered pixels than this are dirt
+MIN_PIXELS = 12  # fewer strong pixels are no shape; the smallest one has 18
+MAX_NOISE = 150.0  # with more strong area than this left unread, a picture shows nothing at all
 MIN_MATCH = 0.90  # cosine between strengths and the best template
 MAX_OFF_COLOR = 0.30  # mean distance from the colour's line, in lengths of that line
 MAX_EXTENT = 11  # pixels; no single shape is wider
@@ -104,7 +106,7 @@ def _templates() -> tuple[np.ndarray, list[tuple[str, float, float]]]:
         for x, y in itertools.product(steps, steps):
             y = float(y - drop.get(shape, 0.0) * radius)
             # Not through the cache, which belongs to the renderer.
-            sprite = coverage.__wrapped__(shape, radius, float(x), y, _WINDOW).ravel()
+            sprite = coverage.__wrapped__(shape, radius, float(x), y, _WINDOW, 6).ravel()
             rows.append(sprite / np.linalg.norm(sprite))
             meanings.append((shape, float(x), y))
     return np.stack(rows), meanings
@@ -152,6 +154,8 @@ class _Picture:
 
 def _fit(picture: _Picture, pixels: np.ndarray) -> SeenObject | None:
     """Reads one candidate, or None."""
+    if len(pixels) < MIN_PIXELS:
+        return None
     rows, cols = np.divmod(pixels, SIZE)
     if np.ptp(rows) >= MAX_EXTENT or np.ptp(cols) >= MAX_EXTENT:
         return None
@@ -215,27 +219,27 @@ def read(image: np.ndarray) -> Reading:
     difference = image.reshape(-1, 3).astype(np.float32) - np.array(BACKGROUND, np.float32)
     picture = _Picture(difference, *_unmix(difference))
     strong = (picture.strength >= STRONG).reshape(SIZE, SIZE)
-    objects, stray = [], 0.0
+    objects, stray, unread = [], 0.0, 0.0
     for pixels in _components(strong.astype(np.int64)):
-        mass = float(picture.strength[pixels].sum())
-        if mass < MIN_MASS:
-            continue
+        left = float(picture.strength[pixels].sum())
         found = _fit(picture, pixels)
         if found is not None:
             objects.append(found)
             continue
         # Perhaps several shapes touch: neighbours part at the border of their cells, and shapes
         # that are off the grid by their colours.
-        explained = 0.0
         keys = np.zeros(SIZE * SIZE, np.int64)
         keys[pixels] = 1 + 9 * picture.color[pixels] + _CELLS.ravel()[pixels]
-        for part in _components(keys.reshape(SIZE, SIZE)):
-            part_mass = float(picture.strength[part].sum())
-            found = _fit(picture, part) if part_mass >= 2 * MIN_MASS else None
+        for part in _components(keys.reshape(SIZE, SIZE)) if len(pixels) > MIN_PIXELS else ():
+            found = _fit(picture, part)
             if found is not None:
                 objects.append(found)
-                explained += part_mass
-        stray += mass - explained if mass - explained >= MIN_MASS else 0.0
+                left -= float(picture.strength[part].sum())
+        unread += left
+        stray += left if left >= MIN_MASS else 0.0
+    # In much noise something will look like a shape by chance.
+    if unread > MAX_NOISE:
+        return Reading((), stray)
     objects.sort(key=lambda o: (PLACES.index(o.place), o.y, o.x))
     return Reading(tuple(objects), stray)
 

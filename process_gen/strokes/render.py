@@ -1,8 +1,8 @@
 """Paints a scene: anti-aliased shapes on a dark 32 x 32 canvas (geometry of DESIGN 6.1).
 
-A sprite is a shape's coverage of its 12 x 12 pixel patch, estimated from 8 x 8 points a pixel and
-cached. Sprites are laid over each other in painting order: `canvas += coverage * (color - canvas)`,
-in sRGB values, rounded once at the end.
+A sprite is a shape's coverage of its 12 x 12 pixel patch, estimated from 16 x 16 points a pixel
+and cached. Sprites are laid over each other in painting order, in sRGB values, rounded once at the
+end: `canvas += coverage * (color - canvas)`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from process_gen.strokes.scene import (
 )
 
 PATCH = 12  # a cell and one pixel around it: the longest reach is 1.1 * 4.2 + 0.6 = 5.22 px
-_SAMPLES = 8
-_INNER = 0.506 / 1.1
+_SAMPLES = 16
 
 _COLORS = {name: np.array(rgb, np.float32) for name, rgb in COLORS.items()}
 _CANVAS = np.broadcast_to(np.array(BACKGROUND, np.float32), (SIZE, SIZE, 3))
@@ -43,23 +42,24 @@ def inside(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarra
     if shape == "triangle":
         return (y <= 0.8 * radius) & (np.abs(x) * 1.7 <= y + 0.9 * radius)
     if shape == "star":
-        # Folded into one of its ten equal wedges the star has a single edge: from the point at
-        # angle 0 to the notch at 36 degrees.
-        fifth = 2 * np.pi / 5
-        angle = np.arctan2(x, -y) % fifth
-        angle = np.minimum(angle, fifth - angle)
-        along, across = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.sin(angle)
-        outer = 1.1 * radius
-        notch_x, notch_y = (
-            outer * _INNER * np.cos(fifth / 2),
-            outer * _INNER * np.sin(fifth / 2),
+        # Mirrored into one of its ten equal wedges the star has a single edge, from its point on
+        # the wedge's axis to the notch 36 degrees off it. The nearest of the five axes is the one
+        # along which a point lies farthest out.
+        angles = 2 * np.pi * np.arange(5) / 5
+        along = functools.reduce(
+            np.maximum, [np.sin(a) * x - np.cos(a) * y for a in angles.tolist()]
         )
+        across = np.sqrt(np.maximum(x * x + y * y - along * along, 0.0))
+        outer, inner = 1.1 * radius, 0.506 * radius
+        notch_x, notch_y = inner * np.cos(np.pi / 5), inner * np.sin(np.pi / 5)
         return (notch_x - outer) * across - notch_y * (along - outer) >= 0
     raise DataError(f"unknown shape {shape!r}; one of {', '.join(SHAPES)}")
 
 
 @functools.lru_cache(maxsize=8192)
-def coverage(shape: str, radius: float, dx: float, dy: float, size: int = PATCH) -> np.ndarray:
+def coverage(
+    shape: str, radius: float, dx: float, dy: float, size: int = PATCH, samples: int = _SAMPLES
+) -> np.ndarray:
     """float32[size, size, 1] in [0, 1]: how much of each pixel a shape covers.
 
     Args:
@@ -67,13 +67,14 @@ def coverage(shape: str, radius: float, dx: float, dy: float, size: int = PATCH)
       radius: in pixels.
       dx, dy: the shape's centre, measured from the middle of the patch, in pixels.
       size: side of the patch.
+      samples: points a pixel along each axis.
 
     Returns:
       A cached, read-only array.
     """
-    points = (np.arange(size * _SAMPLES) + 0.5) / _SAMPLES - size / 2
+    points = (np.arange(size * samples) + 0.5) / samples - size / 2
     hit = inside(shape, points[None, :] - dx, points[:, None] - dy, radius)
-    share = hit.reshape(size, _SAMPLES, size, _SAMPLES).mean((1, 3), dtype=np.float32)[..., None]
+    share = hit.reshape(size, samples, size, samples).mean((1, 3), dtype=np.float32)[..., None]
     share.flags.writeable = False
     return share
 
