@@ -1,6 +1,9 @@
-"""Train the Strokes tokenizer, a byte-level BPE in which every word of that world is one token.
+"""Train the Strokes tokenizer, a byte-level BPE in which that world's words and fixed
+phrases are one token each.
 
     python -m launch.train_tokenizer --out=process_gen/data/assets/strokes_tokenizer.json
+
+--out=FILE  file to write; the committed one by default
 
 The same code gives the same bytes. Takes about two seconds.
 """
@@ -8,11 +11,13 @@ The same code gives the same bytes. Takes about two seconds.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-from absl import app, flags
+from absl import flags
+from etils import epath
 
+from launch import common
 from process_gen.core.configs import GrammarConfig
+from process_gen.core.errors import DataError
 from process_gen.core.grammar import Kind, prompt_text, to_segments
 from process_gen.data.tokenizer import DEFAULT_PATH, BpeTokenizer, train_bpe
 from process_gen.strokes.plans import StrokesOptions, outline_at
@@ -37,16 +42,22 @@ def train() -> str:
     return train_bpe(strokes_texts(), VOCAB_SIZE)
 
 
-def main(argv: list[str]) -> None:
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("out", str(DEFAULT_PATH), "file to write", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
     """Writes the file and says what is in it."""
-    del argv
-    out = Path(flags.FLAGS.out)
+    out = common.required(values, "out")
     text = train()
-    out.write_text(text)
-    tokenizer = BpeTokenizer(text, str(out))
+    try:
+        epath.Path(out).write_text(text)
+    except OSError as error:
+        raise DataError(f"cannot write {out}: {error}") from error
+    tokenizer = BpeTokenizer(text, out)
     print(f"{out}: {tokenizer.vocab_size} ids, {len(text)} bytes, {tokenizer.fingerprint}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", str(DEFAULT_PATH), "File to write.")
-    app.run(main)
+    common.run(main, define_flags, __doc__ or "")

@@ -88,8 +88,9 @@ def write_folder(
         for path in paths:
             epath.Path(path).copy(target / path.name)
     # The manifest comes last: a folder without one is a broken copy.
-    (target / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    return manifest
+    text = json.dumps(manifest, indent=1)
+    (target / MANIFEST).write_text(text + "\n")
+    return json.loads(text)
 
 
 def read_manifest(folder: str) -> dict[str, Any]:

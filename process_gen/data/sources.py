@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import typing
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -92,14 +93,18 @@ class Folder:
 
     fresh = False
 
-    def __init__(self, path: str, supervise: Supervise = "all"):
-        """Opens a trajectory folder.
+    def __init__(self, path: str, supervise: Supervise | None = None):
+        """Opens a trajectory folder; `supervise` None takes what its manifest says.
 
         Raises:
-          DataError: it is none.
+          DataError: it is none, or an unknown way of supervising.
         """
         self._stored = TrajectoryFolder(path)
-        self.supervise: Supervise = supervise
+        said = supervise or self._stored.manifest.get("supervise", "all")
+        if said not in typing.get_args(Supervise):
+            wanted = " or ".join(typing.get_args(Supervise))
+            raise DataError(f"{path}: supervise is {said!r}, wanted {wanted}")
+        self.supervise: Supervise = said
         self.fingerprint = folder_fingerprint(self._stored.manifest)
         if not len(self._stored):
             raise DataError(f"{path} holds no trajectories")
@@ -152,10 +157,7 @@ def _folder(config: SourceConfig, seed: int, split: Split) -> Source:
         raise DataError(f"source 'folder': unknown option(s) {', '.join(unknown)}")
     if not config.path:
         raise DataError("source 'folder' needs a path")
-    supervise = config.options.get("supervise", "all")
-    if supervise not in ("all", "last_inspection"):
-        raise DataError(f"source 'folder': supervise={supervise!r} is not all or last_inspection")
-    return Folder(config.path, supervise)
+    return Folder(config.path, config.options.get("supervise"))
 
 
 KINDS: dict[str, Callable[[SourceConfig, int, Split], Source]] = {

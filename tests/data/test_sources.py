@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from process_gen.core.configs import SourceConfig
@@ -79,6 +81,11 @@ def test_a_folder_is_a_source(tmp_path):
     assert len(folder) == manifest["count"] and not folder.fresh
     assert same(folder[2], strokes[2]) and same(folder.outline(2), strokes[2])
     assert folder.fingerprint == build_source(config, seed=1).fingerprint
+    assert folder.supervise == "all"
+    critique = dataclasses.replace(config, options={"supervise": "last_inspection"})
+    assert build_source(critique, 0).supervise == "last_inspection"
+    with pytest.raises(DataError, match="supervise is 'none'"):
+        build_source(dataclasses.replace(config, options={"supervise": "none"}), 0)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +96,6 @@ def test_a_folder_is_a_source(tmp_path):
         (SourceConfig("strokes", options={"conflict": 7.0}), ConfigError, "conflict"),
         (SourceConfig("folder"), DataError, "path"),
         (SourceConfig("folder", path="/nowhere"), DataError, "/nowhere"),
-        (SourceConfig("folder", path="x", options={"supervise": "none"}), DataError, "supervise"),
         (SourceConfig("folder", path="x", options={"speed": 1}), DataError, "speed"),
     ],
 )
