@@ -52,8 +52,7 @@ class CheckpointManager:
         self._config = config
         self.workdir = epath.Path(workdir)
         self.directory = self.workdir / "checkpoints"
-        if _steps(self.directory):
-            _check_same_run(self.directory, config)
+        check_workdir(workdir, config)
         name = config.train.best_metric
         policies = ocp.training.preservation_policies
         best = policies.BestN(
@@ -64,7 +63,7 @@ class CheckpointManager:
         # Any: orbax annotates its own policies with another class than the checkpointer asks for.
         kept: Any = policies.AnyPreservationPolicy([policies.LatestN(config.train.keep), best])
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory, context=_context(), preservation_policy=kept
+            self.directory, context=open_context(), preservation_policy=kept
         )
         if jax.process_index() == 0:
             text = json.dumps(configs.to_mapping(config), indent=2) + "\n"
@@ -154,6 +153,34 @@ class CheckpointManager:
         self._checkpointer.close()
 
 
+def check_workdir(workdir: epath.PathLike, config: configs.Config) -> None:
+    """Makes sure that a run with `config` may go on in `workdir`; writes nothing.
+
+    An empty directory will do, and one whose checkpoints differ in nothing but `train` (except
+    `train.seed`), `mesh`, `sampler` and `data.prefetch`.
+
+    Raises:
+      CheckpointError: names the settings that differ.
+    """
+    directory = epath.Path(workdir) / "checkpoints"
+    if not _steps(directory):
+        return
+    path = _step_path(directory, "latest")
+    saved = _flatten(json.loads(json.dumps(configs.to_mapping(_config(_meta(path), path)))))
+    wanted = _flatten(json.loads(json.dumps(configs.to_mapping(config))))
+    different = [
+        f"{key} is {saved.get(key)!r} there and {wanted.get(key)!r} here"
+        for key in sorted(saved.keys() | wanted.keys())
+        if saved.get(key) != wanted.get(key) and not _may_change(key)
+    ]
+    if different:
+        more = f", and {len(different) - 3} more" if len(different) > 3 else ""
+        raise CheckpointError(
+            f"{path} belongs to another config: {', '.join(different[:3])}{more}; "
+            "choose another working directory"
+        )
+
+
 def load_for_sampling(
     path: epath.PathLike,
     weights: Literal["ema", "params"] = "ema",
@@ -177,6 +204,28 @@ def load_for_sampling(
       CheckpointError: nothing is there, or it is damaged, of another shape than `like`, or its
         settings cannot be read.
     """
+    chosen, weights, config, meta = find(path, weights, step)
+    stored = stored_shapes(chosen, weights)
+    if like is None:
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        like = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=first), stored
+        )
+    _check_shapes(stored, like, chosen)
+    params = _load(chosen, {weights: like})[weights]
+    return config, params, {**meta, "weights": weights, "path": str(chosen)}
+
+
+def find(
+    path: epath.PathLike,
+    weights: Literal["ema", "params"] = "ema",
+    step: int | Literal["latest", "best"] = "latest",
+) -> tuple[epath.Path, Literal["ema", "params"], configs.Config, dict[str, Any]]:
+    """Chooses a checkpoint and reads its settings; the arguments are `load_for_sampling`'s.
+
+    Returns:
+      `(folder, weights, config, meta)`; `weights` is the part that is there.
+    """
     root = epath.Path(path)
     if (root / "meta").exists():
         chosen = root
@@ -188,15 +237,7 @@ def load_for_sampling(
     config = _config(meta, chosen)
     if weights == "ema" and not (chosen / "ema").exists():
         weights = "params"
-    stored = _stored(chosen, weights)
-    if like is None:
-        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=first), stored
-        )
-    _check_shapes(stored, like, chosen)
-    params = _load(chosen, {weights: like})[weights]
-    return config, params, {**meta, "weights": weights, "path": str(chosen)}
+    return chosen, weights, config, meta
 
 
 def score(name: str, value: float | None) -> float:
@@ -221,7 +262,8 @@ def _metric(metrics: Any, name: str) -> float | None:
     return (metrics or {}).get(name)
 
 
-def _context() -> ocp.Context:
+def open_context() -> ocp.Context:
+    """How orbax reads and writes the parts of a checkpoint; used in a `with` block."""
     registry = ocp.handlers.local_registry()
     for name in ("data", "meta"):  # plain JSON files, readable without orbax
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
@@ -260,7 +302,7 @@ def _step_path(directory: epath.Path, step: int | str) -> epath.Path:
 
 
 def _load(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    with _guard(path), _context():
+    with _guard(path), open_context():
         return ocp.load_checkpointables(path, dict(abstract))
 
 
@@ -274,9 +316,9 @@ def _meta(path: epath.Path) -> dict[str, Any]:
     return meta
 
 
-def _stored(path: epath.Path, part: str) -> Any:
+def stored_shapes(path: epath.Path, part: str) -> Any:
     """Tree of a part's arrays, each with `shape` and `dtype`."""
-    with _guard(path), _context():
+    with _guard(path), open_context():
         return ocp.checkpointables_metadata(path).metadata[part]
 
 
@@ -324,23 +366,6 @@ def _config(meta: Mapping[str, Any], path: epath.Path) -> configs.Config:
         return configs.from_mapping(meta["config"])
     except ConfigError as error:
         raise CheckpointError(f"the settings in {path} cannot be read: {error}") from error
-
-
-def _check_same_run(directory: epath.Path, config: configs.Config) -> None:
-    path = _step_path(directory, "latest")
-    saved = _flatten(json.loads(json.dumps(configs.to_mapping(_config(_meta(path), path)))))
-    wanted = _flatten(json.loads(json.dumps(configs.to_mapping(config))))
-    different = [
-        f"{key} is {saved.get(key)!r} there and {wanted.get(key)!r} here"
-        for key in sorted(saved.keys() | wanted.keys())
-        if saved.get(key) != wanted.get(key) and not _may_change(key)
-    ]
-    if different:
-        more = f", and {len(different) - 3} more" if len(different) > 3 else ""
-        raise CheckpointError(
-            f"{path} belongs to another config: {', '.join(different[:3])}{more}; "
-            "choose another working directory"
-        )
 
 
 def _may_change(key: str) -> bool:

@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from process_gen.checkpoint import manager
+from process_gen.core import configs
 from process_gen.core.configs import Config
 from process_gen.core.errors import ConfigError, ProcessGenError
 from process_gen.sharding import rules
@@ -137,6 +138,8 @@ def fit(
             budget=progress.TimeBudget(config.train.minutes, started, settled),
             best=checkpoints.best_value,
         )
+        if int(state.step) == 0:
+            writer.write_hparams(configs.to_mapping(config))
         try:
             return _loop(run, state, train_step, mesh, check_batch or (lambda batch: None))
         finally:
@@ -206,7 +209,7 @@ class _Log:
 
     def __init__(self, writer: writers.MetricWriter, step: int) -> None:
         self._writer = writer
-        self._progress = progress.Progress(step)
+        self.progress = progress.Progress(step)
         self._sums: Any = None
         self._pending: tuple[int, Any, dict[str, float]] | None = None
 
@@ -217,7 +220,7 @@ class _Log:
 
     def end_window(self, step: int, total_steps: int) -> None:
         """Closes the window; `write` writes it later."""
-        self._pending = (step, self._sums, self._progress.mark(step, total_steps))
+        self._pending = (step, self._sums, self.progress.mark(step, total_steps))
         self._sums = None
 
     def write(self) -> None:
@@ -332,6 +335,8 @@ def _loop(
             batch = next(run.dataset)
             check_batch(batch)
             state, step_metrics = jitted(state, rules.put_batch(batch, mesh), key)
+            if previous is None:
+                log.progress.restart(step)
             step += 1
             # One step ahead and no further: what is read below has been computed while this step
             # was prepared, and steps with collectives do not queue up.

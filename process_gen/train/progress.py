@@ -34,6 +34,10 @@ class Progress:
         self._clock = clock
         self._last = (step, clock())
 
+    def restart(self, step: int) -> None:
+        """Measures from now, so that compilation does not count."""
+        self._last = (step, self._clock())
+
     def mark(self, step: int, total_steps: int) -> dict[str, float]:
         """Scalars to log: rate since the last mark, seconds left at that rate, total steps."""
         before, then = self._last

@@ -21,7 +21,11 @@ def test_rate_and_time_left():
     clock.now = 5.0
     got = meter.mark(110, 130)
     assert got == {"steps_per_second": 2.0, "eta_seconds": 10.0, "total_steps": 130.0}
-    clock.now = 6.0  # since the last mark only
+    meter.restart(112)
+    clock.now = 6.0
+    assert meter.mark(113, 130)["steps_per_second"] == 1.0
+    meter.restart(110)
+    clock.now = 7.0  # since the last mark only
     assert meter.mark(120, 130)["steps_per_second"] == 10.0
 
 

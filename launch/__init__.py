@@ -1,0 +1,1 @@
+"""The commands: one verb a module, run as `python -m launch.VERB`."""

@@ -1,0 +1,157 @@
+"""What the commands share: flags, one-line errors with exit status 2, the compilation cache."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from process_gen.core import configs
+from process_gen.core.errors import ConfigError, ProcessGenError
+
+
+def run(
+    main: Callable[[flags.FlagValues], None],
+    define_flags: Callable[[flags.FlagValues], None],
+    doc: str,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parses the command line and calls `main`.
+
+    What a user can mend (any `ProcessGenError`, a wrong flag) becomes one line on stderr and exit
+    status 2; Ctrl-C exits with 130; anything else is a defect and keeps its traceback.
+
+    Args:
+      main: the command; gets the parsed flags.
+      define_flags: defines flags on the given holder. Each command has its own holder, so that
+        modules of several commands can be imported together.
+      doc: the command's module docstring, which is what `--help` prints.
+      argv: command line with the program first; by default the process's own.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    if any(arg in ("--help", "-help", "-h") for arg in argv[1:]):
+        print(doc.strip())
+        return
+    try:
+        main(parse(define_flags, argv))
+    except ProcessGenError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def parse(define_flags: Callable[[flags.FlagValues], None], argv: list[str]) -> flags.FlagValues:
+    """Parses `argv` into a fresh holder of flags.
+
+    Raises:
+      ConfigError: an unknown or malformed flag, an unknown key after `--config.`, a config file
+        that cannot be loaded, a stray word.
+    """
+    values = flags.FlagValues()
+    define_flags(values)
+    file = _config_file(argv)
+    if file and not Path(file.split(":")[0]).exists():
+        raise ConfigError(f"config file {file.split(':')[0]} does not exist")
+    # config_flags looks for the overrides in sys.argv, whatever is being parsed.
+    before, sys.argv = sys.argv, argv
+    try:
+        rest = values(argv)[1:]
+    except flags.Error as error:
+        if "config" in values and "config." in str(error) and not file:
+            raise ConfigError("--config=FILE is missing; --help shows an example") from error
+        raise ConfigError(f"{_one_line(error)}; --help shows an example") from error
+    except (KeyError, AttributeError) as error:
+        raise ConfigError(_unknown_key(error, argv)) from error
+    except Exception as error:  # whatever a config file, which is a program, may raise
+        text = f"{type(error).__name__}: {_one_line(error)}"
+        raise ConfigError(f"config file {file} cannot be loaded: {text}") from error
+    finally:
+        sys.argv = before
+    if rest:
+        raise ConfigError(f"unexpected argument {rest[0]!r}; flags look like --name=value")
+    return values
+
+
+def define_config(values: flags.FlagValues) -> None:
+    """Defines `--config=FILE[:ARG]`, whose keys `--config.section.key=value` overrides."""
+    config_flags.DEFINE_config_file(
+        "config", None, "config file, FILE[:ARG]", lock_config=True, flag_values=values
+    )
+
+
+def read_config(values: flags.FlagValues) -> configs.Config:
+    """The run's settings from `--config` and its overrides.
+
+    Raises:
+      ConfigError: the flag is missing, or a setting is unknown, of a wrong type or out of range.
+    """
+    if values["config"].value is None:
+        raise ConfigError("--config=FILE is missing; --help shows an example")
+    return configs.from_mapping(_plain(values["config"].value))
+
+
+def required(values: flags.FlagValues, name: str) -> str:
+    """A flag that must be given.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    value = values[name].value
+    if not value:
+        raise ConfigError(f"--{name} is missing; --help shows an example")
+    return value
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs between runs, so that the second start takes seconds.
+
+    They go to `process_gen/jax` in `$XDG_CACHE_HOME` (`~/.cache`), unless JAX's own variable
+    JAX_COMPILATION_CACHE_DIR names another place.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "process_gen" / "jax"))
+    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, config_dict.ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    for arg, following in zip(argv, [*argv[1:], ""], strict=True):
+        if arg in ("--config", "-config"):
+            return following
+        if match := re.fullmatch(r"--?config=(.*)", arg):
+            return match[1]
+    return ""
+
+
+def _unknown_key(error: Exception, argv: Sequence[str]) -> str:
+    """Names the override that hit a key which the config does not have."""
+    quoted = re.findall(r"[\w.]+", str(error).replace("\\n", " ").replace("\\", ""))
+    key = quoted[0] if quoted else "?"
+    override = next((a for a in argv if re.search(rf"config\.(.*\.)?{re.escape(key)}\b", a)), key)
+    close = re.search(r'Did you mean "(\w+)"', str(error))
+    hint = f"; did you mean {close[1]!r}?" if close else ""
+    return f"unknown config key {key!r} in {override}{hint}"

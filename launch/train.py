@@ -1,0 +1,124 @@
+"""Train a model, or go on with a run that was stopped.
+
+    python -m launch.train --config=configs/strokes_tiny.py --workdir=runs/tiny
+
+--config=FILE[:ARG]         a file with get_config(ARG), see configs/
+--config.SECTION.KEY=VALUE  overrides a setting, for example --config.train.minutes=60
+--workdir=DIR               where checkpoints, metrics.jsonl, config.json and TensorBoard files go
+
+The sections are model, data, loss, optimizer, train, mesh and sampler; process_gen/core/configs.py
+describes every key. With a checkpoint of the same config in DIR the run goes on from it; with one
+of another config nothing is touched and the exit status is 2. Ctrl-C saves before it stops.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from clu import parameter_overview
+
+from launch import common
+from process_gen.checkpoint import manager
+from process_gen.core.configs import Config
+from process_gen.data import pipeline
+from process_gen.models import functional
+from process_gen.sharding.mesh import make_mesh
+from process_gen.train import loop, optimizer, step
+from process_gen.train.state import TrainState
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    common.define_config(values)
+    flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Wires data, model and loop together."""
+    config = common.read_config(values)
+    workdir = common.required(values, "workdir")
+    manager.check_workdir(workdir, config)
+    common.enable_compilation_cache()
+    mesh = make_mesh(config.mesh)
+    fns = functional.build(config.model)
+    tx, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
+    process = (jax.process_index(), jax.process_count())
+
+    def on_start(state: TrainState) -> None:
+        if process[0] == 0:
+            where = f"{mesh.size} {jax.default_backend()} device(s)"
+            print(f"workdir {workdir}, code {git_hash()}, {where}")
+            print(overview(state.params, fns.logical_axes))
+            print(f"from step {int(state.step)} of {int(state.total_steps)}", flush=True)
+
+    loop.fit(
+        config,
+        workdir,
+        fns=fns,
+        tx=tx,
+        train_step=step.make_train_step(fns, tx, schedule, config),
+        eval_step=step.make_eval_step(fns, config),
+        dataset=pipeline.train_dataset(config, *process),
+        eval_batches=pipeline.eval_batches(config, *process),
+        mesh=mesh,
+        hooks=hooks(config),
+        check_batch=lambda batch: step.check_batch(batch, config),
+        on_start=on_start,
+    )
+
+
+def hooks(config: Config) -> dict[str, loop.Hook]:
+    """What is done on the way besides validation."""
+    del config
+    return {}
+
+
+def overview(params: Any, logical_axes: Any) -> str:
+    """A table of the weights: name, shape, type, logical axes, bytes; and their sums."""
+
+    @dataclasses.dataclass
+    class Row:
+        name: str
+        shape: tuple[int, ...]
+        dtype: str
+        axes: str
+        bytes: int
+
+    names = jax.tree.leaves(logical_axes, is_leaf=lambda x: isinstance(x, tuple))
+    rows = [
+        Row(
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            leaf.shape,
+            str(leaf.dtype),
+            " ".join(str(name) for name in axes),
+            leaf.nbytes,
+        )
+        for (path, leaf), axes in zip(jax.tree.leaves_with_path(params), names, strict=True)
+    ]
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    table = parameter_overview.make_table(rows)
+    return f"{table}\n{count:,} weights, {sum(row.bytes for row in rows):,} bytes"
+
+
+def git_hash() -> str:
+    """Commit of the code, "+" if it was changed since, "unknown" outside a clone."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    common.run(main, define_flags, __doc__ or "")

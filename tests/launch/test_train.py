@@ -1,0 +1,156 @@
+"""Tests of the train command: flags, errors, and one real run on a very small model."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+
+import jax
+import pytest
+
+from launch import common, train
+from process_gen.checkpoint import manager
+from process_gen.core import configs
+
+CONFIG = """
+import ml_collections
+from process_gen.core import configs
+
+def get_config(arg=None):
+    config = ml_collections.ConfigDict(configs.to_mapping(configs.Config()))
+    config.model.update(dict(
+        width=16, mlp_width=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4,
+        und_encoder="none"))
+    source = dict(kind="strokes", size=40)
+    config.data.update(dict(
+        sources=(source,), eval_sources=(source,), rows=1, eval_rows=1, und_len=0, prefetch=0))
+    config.data.grammar.context_images = "vae"
+    config.train.update(dict(steps=4, log_every=2, eval_every=2, save_every=2))
+    config.optimizer.name = arg or "adamw"
+    return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def call(*args):
+    common.run(train.main, train.define_flags, train.__doc__, ["launch.train", *map(str, args)])
+
+
+@pytest.fixture
+def fit_calls(monkeypatch):
+    """Replaces the loop, so that a test of flags neither compiles nor trains."""
+    calls = []
+    monkeypatch.setattr(train.loop, "fit", lambda config, workdir, **_: calls.append(config))
+    monkeypatch.setattr(train.pipeline, "train_dataset", lambda *_: None)
+    monkeypatch.setattr(train.pipeline, "eval_batches", lambda *_: [])
+    monkeypatch.setattr(common, "enable_compilation_cache", lambda: None)
+    return calls
+
+
+def test_overrides_and_argument_reach_the_config(config_file, tmp_path, fit_calls):
+    call(
+        f"--config={config_file}:muon",
+        f"--workdir={tmp_path}",
+        "--config.train.steps=7",
+        "--config.optimizer.learning_rate=1",
+        "--config.sampler.guidance_interval=(0.1, 0.9)",
+    )
+    (config,) = fit_calls
+    assert (config.optimizer.name, config.train.steps) == ("muon", 7)
+    assert config.optimizer.learning_rate == 1.0
+    assert config.sampler.guidance_interval == (0.1, 0.9)
+    assert config.data.sources == (configs.SourceConfig("strokes", size=40),)
+    assert sys.argv[0] != "launch.train"  # given back
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--config.train.stepss=5"], "unknown config key 'stepss' in --config.train.stepss=5.*st"),
+        (["--config.optimiser.name=adamw"], "unknown config key 'optimiser'"),
+        (["--config.train.steps=many"], "train.steps=many"),
+        (["--config.model.width=-8"], "model.width must be positive, got -8"),
+        (["--config.model.dtype=float16"], "model.dtype must be one of"),
+        (["--config.mesh.tensor=3"], r"mesh .*tensor=3.* does not fit"),
+        (["--wrkdir=x"], "Unknown command line flag 'wrkdir'"),
+        (["word"], "unexpected argument 'word'"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(config_file, tmp_path, fit_calls, capsys, args, words):
+    workdir = tmp_path / "run"
+    with pytest.raises(SystemExit) as exit_info:
+        call(f"--config={config_file}", f"--workdir={workdir}", *args)
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1 and re.search(words, error)
+    assert not fit_calls and not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--workdir=x"], "--config=FILE is missing"),
+        (["--workdir=x", "--config.train.steps=5"], "--config=FILE is missing"),
+        (["--config=nowhere.py", "--workdir=x"], "config file nowhere.py does not exist"),
+        (["--config={broken}", "--workdir=x"], "cannot be loaded: SyntaxError"),
+        (["--config={file}"], "--workdir is missing"),
+    ],
+)
+def test_missing_or_broken_files(config_file, tmp_path, fit_calls, capsys, args, words):
+    broken = tmp_path / "broken.py"
+    broken.write_text("def get_config(:\n")
+    with pytest.raises(SystemExit) as exit_info:
+        call(*[a.format(file=config_file, broken=broken) for a in args])
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2 and error.count("\n") == 1 and words in error
+
+
+def test_help_fits_a_screen_and_shows_an_example(capsys):
+    call("--help")
+    text = capsys.readouterr().out
+    assert "python -m launch.train --config=configs/strokes_tiny.py --workdir=" in text
+    assert len(text.splitlines()) <= 24 and max(map(len, text.splitlines())) <= 100
+
+
+def test_cache_folder(monkeypatch, tmp_path):
+    set_to = {}
+    monkeypatch.setattr(jax.config, "update", set_to.__setitem__)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    common.enable_compilation_cache()
+    assert set_to["jax_compilation_cache_dir"] == str(tmp_path / "process_gen" / "jax")
+    set_to.clear()
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
+    common.enable_compilation_cache()
+    assert "jax_compilation_cache_dir" not in set_to
+
+
+def test_a_run_goes_on_and_another_config_is_refused(config_file, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    call(f"--config={config_file}", f"--workdir={workdir}", "--config.train.steps=2")
+    out = capsys.readouterr().out
+    assert "layers/gen/mlp/up/kernel" in out and "layers embed mlp" in out and "bytes" in out
+    assert "from step 0 of 2" in out and "train 2/2" in out and "eval  2" in out
+    call(f"--config={config_file}", f"--workdir={workdir}")
+    assert "from step 2 of 4" in capsys.readouterr().out
+    assert manager.load_for_sampling(workdir)[2]["step"] == 4
+    entries = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [(e["step"], e["split"]) for e in entries] == [
+        (step, split) for step in (2, 4) for split in ("train", "eval")
+    ]
+    assert {"loss", "plan_ce", "sketch_mse"} <= entries[0].keys()
+
+    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+    with pytest.raises(SystemExit) as exit_info:
+        call(f"--config={config_file}:muon", f"--workdir={workdir}")
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2 and error.count("\n") == 1
+    assert "optimizer.name is 'adamw' there and 'muon' here" in error
+    assert before == {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
