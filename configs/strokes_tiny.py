@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.grammar.text_dropout = 0.1
     config.data.text_len = 224
     config.data.und_len = 64
-    config.data.gen_len = 112
+    config.data.gen_len = 128
     config.data.rows = 12
     config.data.eval_rows = 48
 
