@@ -48,6 +48,9 @@ _DIRECTIONS = np.array([COLORS[name] for name in COLOR_NAMES], np.float32) - np.
     BACKGROUND, np.float32
 )
 _LENGTHS2 = (_DIRECTIONS**2).sum(1)
+# A Gaussian of 0.8 px, as a matrix: what a soft painter does to an edge.
+_BLUR = np.exp(-(np.subtract.outer(np.arange(_WINDOW), np.arange(_WINDOW)) ** 2) / (2 * 0.8**2))
+_BLUR = (_BLUR / _BLUR.sum(1, keepdims=True)).astype(np.float32)
 _CELL_OF_PIXEL = np.minimum(np.maximum(np.arange(SIZE) - 1, 0) // 10, 2)
 _CELLS = 3 * _CELL_OF_PIXEL[:, None] + _CELL_OF_PIXEL[None, :]
 
@@ -106,9 +109,11 @@ def _templates() -> tuple[np.ndarray, list[tuple[str, float, float]]]:
         for x, y in itertools.product(steps, steps):
             y = float(y - drop.get(shape, 0.0) * radius)
             # Not through the cache, which belongs to the renderer.
-            sprite = coverage.__wrapped__(shape, radius, float(x), y, _WINDOW, 6).ravel()
-            rows.append(sprite / np.linalg.norm(sprite))
-            meanings.append((shape, float(x), y))
+            sprite = coverage.__wrapped__(shape, radius, float(x), y, _WINDOW, 6)
+            sprite = sprite.reshape(_WINDOW, _WINDOW)
+            for picture in (sprite, _BLUR @ sprite @ _BLUR.T):
+                rows.append(picture.ravel() / np.linalg.norm(picture))
+                meanings.append((shape, float(x), y))
     return np.stack(rows), meanings
 
 

@@ -36,7 +36,7 @@ def test_a_full_canvas_of_one_colour_is_read():
 
 def test_touching_shapes_are_told_apart():
     picture = render(Scene((SceneObject("square", "red", 0, 0), SceneObject("star", "blue", 0, 1))))
-    picture[5:8, 9:13] = COLORS["red"]  # a bridge
+    picture[6, 9:13] = COLORS["red"]  # a bridge
     reading = oracle.read(picture)
     assert {(o.color, o.shape) for o in reading.objects} == {("red", "square"), ("blue", "star")}
 
