@@ -11,13 +11,14 @@ The argument is "" (the recipe), "demo" (the same, shorter) or "debug" (smaller 
 
 from ml_collections import ConfigDict
 
+from configs import base
+
 
 def get_config(arg: str = "") -> ConfigDict:
     if arg not in ("", "demo", "debug"):
         raise ValueError(f"unknown argument {arg!r}; known: demo, debug")
-    config = ConfigDict()
+    config = base.get_config()
 
-    config.model = ConfigDict()
     config.model.width = 96
     config.model.mlp_width = 256
     config.model.num_layers = 4
@@ -26,7 +27,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.head_dim = 24
     config.model.prediction = "x0"  # a pixel patch has more features than the model is wide
 
-    config.data = ConfigDict()
     # Shares of trajectories. Paintings in steps, pictures at once (so that drawing directly is not
     # forgotten), planning without pictures (nearly free), and critiques of faulty sketches.
     faults = {"conflict": 0.3, "misalignment": 0.45}
@@ -38,9 +38,13 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.data.eval_sources = (
         {"kind": "strokes", "weight": 0.8, "size": 800, "options": {"prompts": "held_out"}},
-        {"kind": "strokes_one_shot", "weight": 0.2, "size": 200, "options": {"prompts": "held_out"}},
+        {
+            "kind": "strokes_one_shot",
+            "weight": 0.2,
+            "size": 200,
+            "options": {"prompts": "held_out"},
+        },
     )
-    config.data.grammar = ConfigDict()
     config.data.grammar.context_images = "vit"
     config.data.grammar.noise_copies = 2
     config.data.grammar.text_dropout = 0.1
@@ -50,7 +54,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.rows = 12
     config.data.eval_rows = 48
 
-    config.loss = ConfigDict()
     # Pictures first, words later.
     config.loss.ce_weight = 0.3
     config.loss.ce_weight_late = 1.5
@@ -58,7 +61,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss.t_mean = 1.0
     config.loss.t_std = 1.0
 
-    config.optimizer = ConfigDict()
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 6e-3
     config.optimizer.schedule = "linear"
@@ -67,13 +69,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer.b2 = 0.95
     config.optimizer.ema_decay = 0.997
 
-    config.train = ConfigDict()
     config.train.minutes = 60.0
     config.train.log_every = 20
     config.train.eval_every = 250
     config.train.save_every = 500
 
-    config.sampler = ConfigDict()
     config.sampler.denoise_steps = 10
     config.sampler.one_shot_steps = 16
     config.sampler.guidance = 1.5
