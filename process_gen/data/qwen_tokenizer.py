@@ -52,7 +52,10 @@ def from_folder(folder: Path) -> str:
         return _read(whole)
     vocab_file, merges_file = folder / "vocab.json", folder / "merges.txt"
     if not (vocab_file.is_file() and merges_file.is_file()):
-        raise DataError(f"{folder}: has no tokenizer.json, and no vocab.json with merges.txt")
+        raise DataError(
+            f"{folder}: has no tokenizer.json, and no vocab.json with merges.txt; "
+            "--tokenizer=bytes makes one of bytes"
+        )
     vocab, added = _json(vocab_file), _added_tokens(folder)
     missing = [name for name in SPECIALS if name not in added and name not in vocab]
     if missing:

@@ -1,0 +1,313 @@
+"""BAGEL folders in and out: official safetensors to a checkpoint of this project, and back.
+
+An imported folder is a working directory like a run's (`config.json`, `checkpoints/0`); beside it
+
+    tokenizer.json        what the data pipeline and the sampler read
+    official/             everything of the source that is no model weight: its JSON and tokenizer
+                          files, `ae.safetensors`, and the position tables
+
+The autoencoder is frozen, so its official file is its only form: it is read with `load_vae` and
+copied on export. The position tables are frozen too, and the model computes them: stored ones are
+checked against the computed ones and kept for the export, outside the trained weights, where no
+optimiser, average or memory budget meets them. Import and export hold one array at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from process_gen.checkpoint import bagel_config, manager, name_map, safetensors_io, streaming
+from process_gen.core.configs import Config, DataConfig, LossConfig, ModelConfig
+from process_gen.core.encoder_sizes import VaeSizes
+from process_gen.core.errors import CheckpointError
+
+OFFICIAL = "official"
+_TABLES_FILE = "position_tables.safetensors"
+_COPIED = (
+    "config.json",
+    "llm_config.json",
+    "vit_config.json",
+    "preprocessor_config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+_CAST = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """What `models` says about shapes, handed in because it lies above this package.
+
+    Attributes:
+      model: settings to the tree of weights, leaves with a `shape`.
+      vae: sizes to the autoencoder's tree.
+      table: side and width to a sine-cosine position table.
+    """
+
+    model: Callable[[ModelConfig], Mapping[str, Any]]
+    vae: Callable[[VaeSizes], Mapping[str, Any]]
+    table: Callable[[int, int], np.ndarray]
+
+
+def import_folder(
+    source: Path,
+    output: Path,
+    shapes: Shapes,
+    tokenizer: Callable[[bagel_config.Settings, int], str],
+    weights: Literal["auto", "ema", "model"] = "auto",
+) -> tuple[Config, list[str]]:
+    """Reads an official folder into a new working directory.
+
+    Args:
+      source: the folder, or its file of weights (whose folder then has the rest).
+      output: a folder that does not exist yet; it appears only when everything is in it.
+      shapes: of the models.
+      tokenizer: settings and embedding rows to the text of a `tokenizer.json`; may refuse.
+      weights: which file; "auto" prefers the averaged ones.
+
+    Returns:
+      The stored settings, and notes on JSON files that contradict the tensors.
+
+    Raises:
+      CheckpointError: the source is damaged, incomplete, or of another model; every missing, extra
+        or misshapen tensor is counted and the first ones are named. Nothing is left behind.
+    """
+    if output.exists():
+        raise CheckpointError(f"{output}: exists already; choose a new folder")
+    folder = source if source.is_dir() else source.parent
+    stems = {"auto": ("ema", "model")}.get(weights, (weights,))
+    with (
+        safetensors_io.open_folder(source, stems) as reader,
+        safetensors_io.open_folder(folder, ("ae",)) as vae_reader,
+    ):
+        settings = bagel_config.read_settings(folder)
+        where, vae_where = str(source), str(folder / "ae.safetensors")
+        sizes = bagel_config.vae_sizes(vae_reader.infos, settings, vae_where)
+        vae = name_map.vae_entries(shapes.vae(sizes))
+        name_map.check(vae, _shapes(vae_reader), vae_where)
+        model, notes = bagel_config.model_config(reader.infos, sizes, settings, where)
+        entries = name_map.by_path(name_map.model_entries(shapes.model(model)))
+        held = {k: s for k, s in _shapes(reader).items() if k not in name_map.TABLES.values()}
+        name_map.check((e for path in entries.values() for e in path), held, where)
+        _check_types(entries, reader, where)
+        tables = _tables(reader, model, shapes, where)
+        tokenizer_json = tokenizer(settings, model.vocab_size)
+        _check_space(output, reader)
+        part = output.with_name(f".{output.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            official = part / OFFICIAL
+            official.mkdir(parents=True)
+            for name in _COPIED:
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, official / name)
+            _copy(vae_reader, official / "ae.safetensors")
+            _write_all(official / _TABLES_FILE, tables)
+            (part / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+            config = Config(
+                model=model,
+                data=DataConfig(tokenizer=str(output.absolute() / "tokenizer.json")),
+                loss=LossConfig(timestep_shift=float(settings.main.get("timestep_shift", 1.0))),
+            )
+            facts = {"imported": {"tensors": len(reader.infos), "notes": notes}}
+            streaming.write(part, config, _stacked(entries, reader), facts)
+            part.replace(output)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return config, notes
+
+
+def export_folder(
+    checkpoint: Path,
+    output: Path,
+    *,
+    origin: Path | None = None,
+    weights: Literal["ema", "params"] = "ema",
+    dtype: Literal["stored", "float32", "bfloat16"] = "stored",
+) -> int:
+    """Writes a checkpoint as an official folder.
+
+    Args:
+      checkpoint: an imported working directory, a run's, or one `checkpoints/<step>` of either.
+      output: a folder that does not exist yet; it appears only when everything is in it.
+      origin: the imported directory that the run started from, for the frozen parts; by default
+        the checkpoint itself, or its `train.init_from`.
+      weights: averaged weights where there are any, or the plain ones.
+      dtype: of the model's tensors; the autoencoder keeps its own.
+
+    Returns:
+      How many tensors `ema.safetensors` got.
+
+    Raises:
+      CheckpointError: the checkpoint is damaged or no BAGEL model, or `origin` is no import of a
+        model of these sizes. Nothing is left behind.
+    """
+    if output.exists():
+        raise CheckpointError(f"{output}: exists already; choose a new folder")
+    folder, weights, config, _ = manager.find(checkpoint, weights)
+    official = _official(checkpoint, Path(folder), config, origin)
+    stored = manager.stored_shapes(folder, weights)
+    entries = name_map.by_path(name_map.model_entries(stored))
+    part = output.with_name(f".{output.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        shutil.copytree(official, part)
+        (part / _TABLES_FILE).unlink()
+        with safetensors_io.Reader([official / _TABLES_FILE]) as tables:
+            cast = _CAST.get(dtype)
+            flat = name_map.flatten(stored)
+            announced = {
+                e.key: (e.shape, cast or np.dtype(flat[e.path].dtype))
+                for path in entries.values()
+                for e in path
+            }
+            announced |= {k: (i.shape, cast or i.dtype) for k, i in tables.infos.items()}
+            with safetensors_io.write_file(part / "ema.safetensors", announced) as writer:
+                for key in tables.infos:
+                    writer.write(key, tables.read(key).astype(announced[key][1]))
+                for path, tensors in entries.items():
+                    array = streaming.read_one(folder, weights, path, stored)
+                    for e in tensors:
+                        one = array if e.layer is None else array[e.layer]
+                        one = name_map.to_official(one, e.layout)
+                        writer.write(e.key, one.astype(announced[e.key][1], copy=False))
+        part.replace(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return len(announced)
+
+
+def load_vae(imported: Path, sizes: VaeSizes, shapes: Shapes) -> dict[str, Any]:
+    """The autoencoder's parameters, float32 NumPy arrays.
+
+    Args:
+      imported: an imported working directory, or an official folder.
+      sizes: `config.model.vae`.
+      shapes: of the models.
+
+    Raises:
+      CheckpointError: the file is missing or does not fit.
+    """
+    folder = imported / OFFICIAL if (imported / OFFICIAL).is_dir() else imported
+    entries = name_map.vae_entries(shapes.vae(sizes))
+    with safetensors_io.open_folder(folder, ("ae",)) as reader:
+        name_map.check(entries, _shapes(reader), str(folder / "ae.safetensors"))
+        return name_map.unflatten(
+            {
+                e.path: np.ascontiguousarray(
+                    name_map.from_official(reader.read(e.key), e.layout), np.float32
+                )
+                for e in entries
+            }
+        )
+
+
+def _shapes(reader: safetensors_io.Reader) -> dict[str, tuple[int, ...]]:
+    return {key: info.shape for key, info in reader.infos.items()}
+
+
+def _check_types(
+    entries: Mapping[str, list[name_map.Entry]], reader: safetensors_io.Reader, where: str
+) -> None:
+    for tensors in entries.values():
+        first = reader.infos[tensors[0].key].dtype
+        for e in tensors:
+            if reader.infos[e.key].dtype != first:
+                raise CheckpointError(
+                    f"{where}: tensor {e.key} is {reader.infos[e.key].dtype}, {tensors[0].key} of "
+                    f"another layer {first}; layers are stored together and need one type"
+                )
+
+
+def _tables(
+    reader: safetensors_io.Reader, model: ModelConfig, shapes: Shapes, where: str
+) -> dict[str, np.ndarray]:
+    """The stored position tables, checked; none where the file has none."""
+    sides = {"latent_pos": model.latent_grid, "vit_pos": model.und_grid}
+    tables = {}
+    for name, key in name_map.TABLES.items():
+        if key in reader.infos:
+            tables[key] = reader.read(key)
+            computed = shapes.table(sides[name], model.width)
+            name_map.check_table(key, tables[key], computed, where)
+    return tables
+
+
+def _stacked(
+    entries: Mapping[str, list[name_map.Entry]], reader: safetensors_io.Reader
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Our arrays, one alive at a time."""
+    for path, tensors in entries.items():
+        first = name_map.from_official(reader.read(tensors[0].key), tensors[0].layout)
+        if tensors[0].layer is None:
+            yield path, np.ascontiguousarray(first)
+            continue
+        array = np.empty((len(tensors), *first.shape), first.dtype)
+        del first
+        for e in tensors:
+            array[e.layer] = name_map.from_official(reader.read(e.key), e.layout)
+        yield path, array
+        del array
+
+
+def _copy(reader: safetensors_io.Reader, file: Path) -> None:
+    announced = {key: (info.shape, info.dtype) for key, info in reader.infos.items()}
+    with safetensors_io.write_file(file, announced) as writer:
+        for key in reader.infos:
+            writer.write(key, reader.read(key))
+
+
+def _write_all(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    announced = {key: (array.shape, array.dtype) for key, array in tensors.items()}
+    with safetensors_io.write_file(file, announced) as writer:
+        for key, array in tensors.items():
+            writer.write(key, array)
+
+
+def _check_space(output: Path, reader: safetensors_io.Reader) -> None:
+    needed = sum(
+        int(np.prod(i.shape, dtype=np.int64)) * i.dtype.itemsize for i in reader.infos.values()
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(output.parent).free
+    if needed > free:
+        raise CheckpointError(
+            f"{output.parent}: {free / 1e9:.1f} GB are free, the weights take {needed / 1e9:.1f} GB"
+        )
+
+
+def _official(checkpoint: Path, folder: Path, config: Config, origin: Path | None) -> Path:
+    """The folder of frozen parts that belongs to a checkpoint, checked to be of its model."""
+    candidates = [origin] if origin else [checkpoint, folder.parent.parent]
+    if not origin and config.train.init_from:
+        candidates.append(Path(config.train.init_from))
+    for candidate in candidates:
+        official = Path(candidate) / OFFICIAL
+        if official.is_dir():
+            break
+    else:
+        raise CheckpointError(
+            f"{checkpoint}: no imported BAGEL folder belongs to it (looked in "
+            f"{', '.join(str(c) for c in candidates)}); name it with --origin"
+        )
+    stated = json.loads((official.parent / "config.json").read_text(encoding="utf-8"))["model"]
+    for name in ("width", "num_layers", "codec_channels", "patch", "latent_grid", "und_encoder"):
+        if stated[name] != getattr(config.model, name):
+            raise CheckpointError(
+                f"{official.parent}: its model.{name} is {stated[name]}, the checkpoint's "
+                f"{getattr(config.model, name)}; it did not start from there"
+            )
+    return official
