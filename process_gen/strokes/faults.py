@@ -60,7 +60,8 @@ def _free_cells(*canvases: Canvas) -> list[int]:
 
 def conflict(rng: np.random.Generator, story: Story) -> Fault | None:
     """A step whose plan contradicts the prompt; None where no such plan would be decidable."""
-    makers = (_wrong_color, _wrong_shape, _wrong_count, _wrong_relation)
+    # A relation can be wrong in few prompts; where it can, it is so in two of five conflicts.
+    makers = (_wrong_color, _wrong_shape, _wrong_count, _wrong_relation, _wrong_relation)
     steps = [
         i
         for i, beat in enumerate(story.beats)
