@@ -33,6 +33,7 @@ CORE = [
     "tensorboardX>=2.6.4,<3",
     "rich>=14,<16",
     "jinja2>=3.1.5,<4",
+    "markupsafe>=3,<4",
     "matplotlib>=3.10,<4",
 ]
 

@@ -109,14 +109,27 @@ def test_changelog_has_room_for_the_next_release():
 CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
 
 
+def variants(name: str, text: str) -> list[str]:
+    """The arguments with which `text` runs a config: `configs/NAME:ARGUMENT`."""
+    return sorted(set(re.findall(rf"configs/{re.escape(name)}:([\w,=.-]+)", text)))
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_resolves_and_shows_its_command(name):
     spec = importlib.util.spec_from_file_location(f"config_{name[:-3]}", ROOT / "configs" / name)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    doc = module.__doc__ or ""
+    assert "python -m launch." in doc, "the docstring gives no command"
     configs.from_mapping(module.get_config().to_dict())
-    assert "python -m launch." in (module.__doc__ or ""), "the docstring gives no command"
+    for variant in variants(name, doc + (ROOT / "Makefile").read_text(encoding="utf-8")):
+        configs.from_mapping(module.get_config(variant).to_dict())
+
+
+def test_variants_are_read_from_commands():
+    text = "--config=configs/a.py:demo --config=configs/b.py:x --config=configs/a.py --out=d"
+    assert variants("a.py", text) == ["demo"]
 
 
 def test_demo_paints_held_out_prompts_only():
