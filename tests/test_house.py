@@ -26,9 +26,6 @@ MAX_BYTES = 1_000_000
 # Weights with the reference's outputs for them: without these there is no parity test at all.
 MAY_BE_BIG = "tests/parity/fixtures/"
 
-# Needed by something that we import, in a form that we do not import ourselves.
-INDIRECT = {"array-record": "the files that tensorflow-datasets and grain read"}
-
 
 @functools.cache
 def tracked_files() -> tuple[Path, ...]:
@@ -186,7 +183,7 @@ def test_dependencies_are_declared_and_used():
     core, extras = declared_dependencies((ROOT / "setup.py").read_text(encoding="utf-8"))
     used = _third_party()
     assert used - core - extras == set(), "imported, but not in setup.py"
-    assert core - used - set(INDIRECT) == set(), "in setup.py, but not imported"
+    assert core - used == set(), "in setup.py, but not imported"
 
 
 def test_dependencies_are_read_from_both_sides():
