@@ -129,8 +129,8 @@ class GrammarConfig:
 
     Attributes:
       context_images: copies of a painted picture that later tokens see.
-      rejected_context: the same for a sketch whose inspection found a fault: "keep" them all, keep
-        the understanding copy only, or "drop" it once the inspection is over.
+      rejected_context: what remains of a sketch whose inspection found a fault, once the inspection
+        is over: "keep" every copy, the understanding copy only, or "drop" it.
       supervise_rejected: whether a rejected sketch is a flow target too.
       noise_copies: noised copies of each target picture in one pack, each with its own t.
       text_dropout: probability that a noised copy is trained without its plan (it takes the order

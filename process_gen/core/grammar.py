@@ -156,14 +156,25 @@ def prompt_text(prompt: str, mode: str) -> str:
     return PROCESS_WRAPPER.format(prompt=prompt) if mode == "process" else prompt
 
 
-def context_kinds(settings: GrammarConfig, rejected: bool) -> tuple[Kind, ...]:
+def context_kinds(settings: GrammarConfig) -> tuple[Kind, ...]:
     """The copies of a painted picture that later tokens see, in order."""
     kinds = [Kind.CLEAN] if "vae" in settings.context_images else []
-    if rejected and settings.rejected_context == "vit_only":
-        kinds = []
     if "vit" in settings.context_images:
         kinds.append(Kind.UND)
     return tuple(kinds)
+
+
+def hidden_kinds(settings: GrammarConfig) -> tuple[Kind, ...]:
+    """The copies of a *rejected* sketch that nothing sees once its inspection is over.
+
+    The inspection itself sees every copy, as it does of a sketch that it will approve: otherwise
+    the copies would give the verdict away.
+    """
+    return {
+        "keep": (),
+        "vit_only": (Kind.CLEAN,),
+        "drop": (Kind.CLEAN, Kind.UND),
+    }[settings.rejected_context]
 
 
 class _Writer:
@@ -256,7 +267,7 @@ def _write_step(out: _Writer, step: Step, *, last: bool, supervise: str) -> None
         step.sketch,
         plan=plan,
         target=everything and (not rejected or out.settings.supervise_rejected),
-        copies=context_kinds(out.settings, rejected),
+        copies=context_kinds(out.settings),
         # Without an inspection the sketch is the step's end, which only imported data does.
         following=label(Next.TEXT) if step.inspection is not None else None,
     )
@@ -271,8 +282,8 @@ def _write_step(out: _Writer, step: Step, *, last: bool, supervise: str) -> None
     unknown = step.refined is None
     following = None if unknown else label(correction)
     inspection = out.text(Part.FAULT, step.inspection, everything or last, following)
-    if out.settings.rejected_context == "drop":
-        for index in copies:
+    for index in copies:
+        if out.segments[index].kind in hidden_kinds(out.settings):
             hidden = dataclasses.replace(out.segments[index], hidden_after=inspection)
             out.segments[index] = hidden
     if step.refined_plan is not None:
@@ -283,7 +294,7 @@ def _write_step(out: _Writer, step: Step, *, last: bool, supervise: str) -> None
             step.refined,
             plan=plan,
             target=everything,
-            copies=context_kinds(out.settings, False),
+            copies=context_kinds(out.settings),
             following=label(done),
         )
 
