@@ -393,6 +393,7 @@ class SamplerConfig:
       max_text: tokens of one text segment, both boundary tokens included.
       max_images: pictures of one trajectory.
       max_prompt: tokens of a prompt; a longer one is refused.
+      max_context: tokens that a painting may hold in its cache; one that needs more is closed.
     """
 
     batch: int = 16
@@ -410,6 +411,7 @@ class SamplerConfig:
     max_text: int = 128
     max_images: int = 8
     max_prompt: int = 128
+    max_context: int = 512
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -422,6 +424,7 @@ class SamplerConfig:
             max_text=self.max_text,
             max_images=self.max_images,
             max_prompt=self.max_prompt,
+            max_context=self.max_context,
             top_p=self.top_p,
         )
         _check(self.temperature >= 0, "sampler.temperature must be >= 0")

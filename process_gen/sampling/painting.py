@@ -1,0 +1,168 @@
+"""One painting on its way: the walk over the grammar's table, on the host, without a device.
+
+A `Painting` is told what was written and painted, and says what comes next. Whatever the model
+writes, it ends with a `finish_reason`; it never raises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from process_gen.core.grammar import TRANSITIONS, Kind, Next, Part, check_text, legal_next
+from process_gen.core.trajectory import Image, Sampled, Step, Trajectory
+
+DECISIONS = (Next.TEXT, Next.IMAGE, Next.END)
+
+
+def choose(part: Part, logits: Sequence[float]) -> Next | None:
+    """The likeliest legal decision after a part; None where nothing may follow.
+
+    Args:
+      part: what was just written or painted.
+      logits: of `DECISIONS`, at the part's closing token.
+    """
+    legal = legal_next(part)
+    return max(legal, key=lambda following: logits[DECISIONS.index(following)], default=None)
+
+
+@dataclasses.dataclass
+class Painting:
+    """The state of one row of the sampler.
+
+    Attributes:
+      prompt, mode, metadata, index, sample, seed: what was asked for.
+      max_images: pictures after which it is closed.
+      part: what is being written or painted now; None once it is closed.
+      finish_reason: why it was closed.
+      order, position: the next free ones.
+      length: slots of the row's cache in use.
+      slot: order and position reserved just before the current plan (or the prompt), which the
+        text-dropped guidance branch takes.
+      spans: cache slots ``[start, stop)`` of the copies of the picture last painted.
+      segments: segments begun so far; keys of random numbers count them.
+    """
+
+    prompt: str
+    mode: str
+    metadata: Mapping[str, Any]
+    index: int
+    sample: int
+    seed: int
+    max_images: int
+    part: Part | None = None
+    finish_reason: str | None = None
+    order: int = 0
+    position: int = 0
+    length: int = 0
+    slot: tuple[int, int] = (0, 0)
+    spans: dict[Kind, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    segments: int = 0
+    steps: list[Step] = dataclasses.field(default_factory=list)
+    picture: Image | None = None
+    text: str | None = None
+    nfe: int = 0
+    started: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Begins with the prompt."""
+        self.part = Part.PROMPT if self.mode == "process" else Part.BARE_PROMPT
+
+    @property
+    def wants(self) -> Next:
+        """The queue it waits in: TEXT, IMAGE, or END once it is closed."""
+        if self.part is None:
+            return Next.END
+        return Next.IMAGE if self.part in _PICTURES else Next.TEXT
+
+    def reserve_slot(self) -> None:
+        """Takes an order of its own before a prompt or a plan (`core.grammar`)."""
+        self.slot = (self.order, self.position)
+        self.order += 1
+
+    def close(self, reason: str, text: str | None = None) -> None:
+        """Ends the painting."""
+        self.part, self.finish_reason = None, reason
+        if text is not None:
+            self.text = text
+
+    def prompted(self, logits: Sequence[float]) -> None:
+        """The prompt was read."""
+        assert self.part is not None
+        self._move(self.part, logits)
+
+    def wrote(self, text: str, logits: Sequence[float], truncated: bool) -> None:
+        """A text was written.
+
+        Args:
+          text: without its boundary tokens.
+          logits: of `DECISIONS` at its closing token.
+          truncated: it was cut at the largest number of tokens.
+        """
+        part = self.part
+        assert part is not None
+        found = None if truncated else check_text(part, text)
+        if part is Part.PLAN:
+            self.steps.append(Step(plan=text))
+        elif part is Part.REFINED_PLAN:
+            self.steps[-1] = dataclasses.replace(self.steps[-1], refined_plan=text)
+        else:
+            self.steps[-1] = dataclasses.replace(self.steps[-1], inspection=text)
+        if truncated:
+            self.close("max_text")
+        elif found is None:
+            self.close("malformed")
+        else:
+            self._move(found, logits)
+
+    def painted(self, image: Image, logits: Sequence[float], nfe: int) -> None:
+        """A picture was painted; `logits` are those at its last copy's closing token."""
+        part = self.part
+        assert part is not None
+        self.picture = image
+        self.nfe += nfe
+        if part is Part.SKETCH:
+            self.steps[-1] = dataclasses.replace(self.steps[-1], sketch=image)
+        elif part is Part.REFINED:
+            self.steps[-1] = dataclasses.replace(self.steps[-1], refined=image)
+        self._move(part, logits)
+
+    def _move(self, part: Part, logits: Sequence[float]) -> None:
+        decision = choose(part, logits)
+        following = None if decision is None else TRANSITIONS[part][decision]
+        if following is None:
+            self.close("finished")
+            return
+        self.part = following
+        if following in _PICTURES and self._pictures() >= self.max_images:
+            self.close("max_images")
+
+    def _pictures(self) -> int:
+        return sum((s.sketch is not None) + (s.refined is not None) for s in self.steps)
+
+    def trajectory(self, now: float) -> Trajectory:
+        """What came out; `now` is the clock that `started` was read from, in seconds."""
+        return Trajectory(
+            prompt=self.prompt,
+            mode=self.mode,
+            steps=tuple(self.steps),
+            final_image=self.picture,
+            text=self.text,
+            finish_reason=self.finish_reason,
+            metadata=self.metadata,
+            sampled=Sampled(
+                self.index, self.sample, self.seed, self.nfe, round(now - self.started, 3)
+            ),
+        )
+
+
+_PICTURES = (Part.SKETCH, Part.REFINED, Part.ONE_SHOT)
+
+
+def hide(visible_to: np.ndarray, spans: Sequence[tuple[int, int]], last_order: int) -> None:
+    """Hides cache slots from orders after `last_order`, in place."""
+    for start, stop in spans:
+        visible_to[start:stop] = last_order
