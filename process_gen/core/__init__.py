@@ -1,0 +1,1 @@
+"""Words and rules that everything else hangs on; no device is needed to import them."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from process_gen.core.grammar import Kind, Next, Segment
 from process_gen.core.patches import patchify
 from process_gen.core.trajectory import Stage
 
+# A NumPy array in data workers, a JAX array on a device.
+Array = Any
+
 NO_LABEL = -1
 NO_COPY = -1
 
@@ -30,10 +33,10 @@ NO_COPY = -1
 class Place(NamedTuple):
     """Where a token stands: mask integers and rotary position, each ``int32[B, N]``."""
 
-    order: np.ndarray
-    visible_from: np.ndarray
-    visible_to: np.ndarray
-    position: np.ndarray
+    order: Array
+    visible_from: Array
+    visible_to: Array
+    position: Array
 
 
 class PackedBatch(NamedTuple):
@@ -57,16 +60,16 @@ class PackedBatch(NamedTuple):
     text: Place
     und: Place
     gen: Place
-    token_BxT: np.ndarray
-    label_BxT: np.ndarray
-    label_stage_BxT: np.ndarray
-    patch_BxVxQ: np.ndarray
-    patch_id_BxV: np.ndarray
-    patch_image_BxV: np.ndarray
-    latent_BxGxP: np.ndarray
-    latent_id_BxG: np.ndarray
-    copy_BxG: np.ndarray
-    target_stage_BxG: np.ndarray
+    token_BxT: Array
+    label_BxT: Array
+    label_stage_BxT: Array
+    patch_BxVxQ: Array
+    patch_id_BxV: Array
+    patch_image_BxV: Array
+    latent_BxGxP: Array
+    latent_id_BxG: Array
+    copy_BxG: Array
+    target_stage_BxG: Array
 
 
 @dataclasses.dataclass(frozen=True)

@@ -210,9 +210,9 @@ def validate(trajectory: Trajectory) -> None:
         last = i == len(trajectory.steps) - 1
         if step.rejected and step.refined is None and not last:
             fail(f"step {i}: the inspection found a fault that no refinement repairs")
-    painted = trajectory.steps and trajectory.steps[-1].image is not None
-    if painted and trajectory.final_image is not None:
-        if not np.array_equal(trajectory.steps[-1].image, trajectory.final_image):
+    painted = trajectory.steps[-1].image if trajectory.steps else None
+    if painted is not None and trajectory.final_image is not None:
+        if not np.array_equal(painted, trajectory.final_image):
             fail("the final image is not the last step's picture")
 
 

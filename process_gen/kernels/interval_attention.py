@@ -4,8 +4,8 @@ One interface, `interval_attention`: queries with an order each, and one or more
 values with an interval each (a cache and the new tokens, say, which need not be copied together).
 Grouped query heads are supported. A query that sees no key returns 0 and has zero gradient.
 
-* `dense` holds the scores of one layer, ``[B, H, Sq, Sk]``; the reference, and fastest for the short
-  rows of the miniature.
+* `dense` holds the scores of one layer, ``[B, H, Sq, Sk]``; the reference, and fastest for the
+  short rows of the miniature.
 * `chunked` walks over blocks of keys with a running softmax and recomputes them in the backward
   pass: no Sq x Sk array on any platform.
 """

@@ -1,1 +1,1 @@
-"""The unified transformer. flax.nnx is known in this package only; outside, parameters are dicts."""
+"""The unified transformer. flax.nnx is known here only; outside, parameters are plain dicts."""

@@ -1,6 +1,7 @@
 """The edge of `models`: plain nested-dict parameters and pure functions.
 
-jax.jit, grad, eval_shape and scan are JAX's own outside this package; no NNX object crosses the edge.
+jax.jit, grad, eval_shape and scan are JAX's own outside this package; no NNX object crosses the
+edge.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from flax import nnx
 
 from process_gen.core.configs import ModelConfig
 from process_gen.models.transformer import Cache
-from process_gen.models.unified import Outputs, Streams, UnifiedModel
+from process_gen.models.unified import Outputs, Streams, Trace, UnifiedModel
 
 Params = dict[str, Any]
 
@@ -31,12 +32,17 @@ class ModelFns:
       init: ``key -> params``; shapes alone come from `jax.eval_shape`.
       forward: ``(params, streams, cache=None) -> Outputs``.
       logits: ``(params, hidden[..., D]) -> float32[..., W]``.
+      trace: ``(params, streams) -> Trace``.
+      understand: ``(params, patches, ids, images) -> (encoded, at the model's width)``, both
+        without positions.
       logical_axes: like the parameters, a tuple of `core.axes` names a leaf.
     """
 
     init: Callable[[jax.Array], Params]
     forward: Callable[..., Outputs]
     logits: Callable[[Params, jax.Array], jax.Array]
+    trace: Callable[[Params, Streams], Trace]
+    understand: Callable[..., tuple[jax.Array, jax.Array]]
     logical_axes: dict[str, Any]
 
 
@@ -63,12 +69,18 @@ def build(cfg: ModelConfig) -> ModelFns:
     def logits(params: Params, hidden: jax.Array) -> jax.Array:
         return bind(params).logits(hidden)
 
+    def trace(params: Params, streams: Streams) -> Trace:
+        return bind(params).trace(streams)
+
+    def understand(params: Params, *patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return bind(params).understand(*patches)
+
     names = jax.tree.map(
         lambda leaf: tuple(leaf.get_metadata()["out_sharding"]),
         abstract,
         is_leaf=lambda leaf: isinstance(leaf, nnx.Param),
     )
-    return ModelFns(init, forward, logits, nnx.to_pure_dict(names))
+    return ModelFns(init, forward, logits, trace, understand, nnx.to_pure_dict(names))
 
 
 def check_shapes(params: Params, expected: Params) -> None:

@@ -31,7 +31,7 @@ class Linear(nnx.Module):
         scale: float = 1.0,
         param_dtype: str = "float32",
     ):
-        """Draws a truncated normal of standard deviation ``scale / sqrt(inputs)``; 0 gives zeros."""
+        """Draws a truncated normal of deviation ``scale / sqrt(inputs)``; 0 gives zeros."""
         if scale == 0.0:
             kernel = jnp.zeros((inputs, outputs), param_dtype)
         else:

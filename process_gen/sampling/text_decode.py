@@ -7,7 +7,10 @@ import jax.numpy as jnp
 
 
 def next_token(
-    logits_BxW: jax.Array, keys_B: jax.Array, temperature: jax.Array, top_p: jax.Array
+    logits_BxW: jax.Array,
+    keys_B: jax.Array,
+    temperature: jax.Array | float,
+    top_p: jax.Array | float,
 ) -> jax.Array:
     """Samples ``int32[B]`` by the Gumbel trick, one key a row.
 
@@ -27,4 +30,5 @@ def next_token(
     allowed_BxW = jnp.where(sharp_BxW >= least_Bx1, sharp_BxW, -jnp.inf)
     noise_BxW = jax.vmap(lambda key: jax.random.gumbel(key, logits_BxW.shape[1:]))(keys_B)
     sampled_B = jnp.argmax(allowed_BxW + noise_BxW, -1)
-    return jnp.where(temperature > 0, sampled_B, jnp.argmax(logits_BxW, -1)).astype(jnp.int32)
+    greedy_B = jnp.argmax(logits_BxW, -1)
+    return jnp.where(jnp.asarray(temperature) > 0, sampled_B, greedy_B).astype(jnp.int32)
