@@ -14,6 +14,7 @@ optimiser, average or memory budget meets them. Import and export hold one array
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -87,24 +88,9 @@ def import_folder(
     """
     if output.exists():
         raise CheckpointError(f"{output}: exists already; choose a new folder")
-    folder = source if source.is_dir() else source.parent
-    stems = {"auto": ("ema", "model")}.get(weights, (weights,))
-    with (
-        safetensors_io.open_folder(source, stems) as reader,
-        safetensors_io.open_folder(folder, ("ae",)) as vae_reader,
-    ):
-        settings = bagel_config.read_settings(folder)
-        where, vae_where = str(source), str(folder / "ae.safetensors")
-        sizes = bagel_config.vae_sizes(vae_reader.infos, settings, vae_where)
-        vae = name_map.vae_entries(shapes.vae(sizes))
-        name_map.check(vae, _shapes(vae_reader), vae_where)
-        model, notes = bagel_config.model_config(reader.infos, sizes, settings, where)
-        entries = name_map.by_path(name_map.model_entries(shapes.model(model)))
-        held = {k: s for k, s in _shapes(reader).items() if k not in name_map.TABLES.values()}
-        name_map.check((e for path in entries.values() for e in path), held, where)
-        _check_types(entries, reader, where)
-        tables = _tables(reader, model, shapes, where)
-        tokenizer_json = tokenizer(settings, model.vocab_size)
+    with _open(source, shapes, weights) as found:
+        reader, model = found.reader, found.model
+        tokenizer_json = tokenizer(found.settings, model.vocab_size)
         _check_space(output, reader)
         part = output.with_name(f".{output.name}.part")
         shutil.rmtree(part, ignore_errors=True)
@@ -112,22 +98,36 @@ def import_folder(
             official = part / OFFICIAL
             official.mkdir(parents=True)
             for name in _COPIED:
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, official / name)
-            _copy(vae_reader, official / "ae.safetensors")
-            _write_all(official / _TABLES_FILE, tables)
+                if (found.folder / name).is_file():
+                    shutil.copyfile(found.folder / name, official / name)
+            _copy(found.vae_reader, official / "ae.safetensors")
+            _write_all(official / _TABLES_FILE, found.tables)
             (part / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
             config = Config(
                 model=model,
                 data=DataConfig(tokenizer=str(output.absolute() / "tokenizer.json")),
-                loss=LossConfig(timestep_shift=float(settings.main.get("timestep_shift", 1.0))),
+                loss=LossConfig(
+                    timestep_shift=float(found.settings.main.get("timestep_shift", 1.0))
+                ),
             )
-            facts = {"imported": {"tensors": len(reader.infos), "notes": notes}}
-            streaming.write(part, config, _stacked(entries, reader), facts)
+            facts = {"imported": {"tensors": len(reader.infos), "notes": found.notes}}
+            streaming.write(part, config, _stacked(found.entries, reader), facts)
             part.replace(output)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    return config, notes
+    return config, found.notes
+
+
+def load_folder(
+    source: Path, shapes: Shapes, weights: Literal["auto", "ema", "model"] = "auto"
+) -> tuple[ModelConfig, dict[str, Any], dict[str, Any]]:
+    """Reads an official folder into memory: settings, weights, and the autoencoder's weights.
+
+    For models that fit twice; the arguments and errors are `import_folder`'s.
+    """
+    with _open(source, shapes, weights) as found:
+        params = name_map.unflatten(dict(_stacked(found.entries, found.reader)))
+        return found.model, params, _vae_params(found.vae_reader, found.vae_entries)
 
 
 def export_folder(
@@ -205,14 +205,55 @@ def load_vae(imported: Path, sizes: VaeSizes, shapes: Shapes) -> dict[str, Any]:
     entries = name_map.vae_entries(shapes.vae(sizes))
     with safetensors_io.open_folder(folder, ("ae",)) as reader:
         name_map.check(entries, _shapes(reader), str(folder / "ae.safetensors"))
-        return name_map.unflatten(
-            {
-                e.path: np.ascontiguousarray(
-                    name_map.from_official(reader.read(e.key), e.layout), np.float32
-                )
-                for e in entries
-            }
-        )
+        return _vae_params(reader, entries)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """An official folder, opened and accounted for."""
+
+    folder: Path
+    settings: bagel_config.Settings
+    reader: safetensors_io.Reader
+    vae_reader: safetensors_io.Reader
+    model: ModelConfig
+    entries: dict[str, list[name_map.Entry]]
+    vae_entries: list[name_map.Entry]
+    tables: dict[str, np.ndarray]
+    notes: list[str]
+
+
+@contextlib.contextmanager
+def _open(source: Path, shapes: Shapes, weights: str) -> Iterator[_Source]:
+    folder = source if source.is_dir() else source.parent
+    stems = {"auto": ("ema", "model")}.get(weights, (weights,))
+    with (
+        safetensors_io.open_folder(source, stems) as reader,
+        safetensors_io.open_folder(folder, ("ae",)) as vae_reader,
+    ):
+        settings = bagel_config.read_settings(folder)
+        where, vae_where = str(source), str(folder / "ae.safetensors")
+        sizes = bagel_config.vae_sizes(vae_reader.infos, settings, vae_where)
+        vae = name_map.vae_entries(shapes.vae(sizes))
+        name_map.check(vae, _shapes(vae_reader), vae_where)
+        model, notes = bagel_config.model_config(reader.infos, sizes, settings, where)
+        entries = name_map.by_path(name_map.model_entries(shapes.model(model)))
+        held = {k: s for k, s in _shapes(reader).items() if k not in name_map.TABLES.values()}
+        name_map.check((e for path in entries.values() for e in path), held, where)
+        _check_types(entries, reader, where)
+        tables = _tables(reader, model, shapes, where)
+        yield _Source(folder, settings, reader, vae_reader, model, entries, vae, tables, notes)
+
+
+def _vae_params(reader: safetensors_io.Reader, entries: list[name_map.Entry]) -> dict[str, Any]:
+    return name_map.unflatten(
+        {
+            e.path: np.ascontiguousarray(
+                name_map.from_official(reader.read(e.key), e.layout), np.float32
+            )
+            for e in entries
+        }
+    )
 
 
 def _shapes(reader: safetensors_io.Reader) -> dict[str, tuple[int, ...]]:

@@ -57,6 +57,25 @@ class Outputs(NamedTuple):
     v_LxBxSxKxDh: jax.Array
 
 
+class Trace(NamedTuple):
+    """The residual stream at both ends, und (text, then patches) and gen.
+
+    Attributes:
+      und_in_BxUxD, gen_in_BxGxD: embedded tokens.
+      und_out_BxUxD, gen_out_BxGxD: after the final norms.
+    """
+
+    und_in_BxUxD: jax.Array
+    gen_in_BxGxD: jax.Array
+    und_out_BxUxD: jax.Array
+    gen_out_BxGxD: jax.Array
+
+
+def _places(streams: Streams) -> Place:
+    parts = [streams.text, streams.und, streams.gen]
+    return Place(*(jnp.concatenate(p, 1) for p in zip(*parts, strict=True)))
+
+
 class Embedding(nnx.Module):
     """The token table."""
 
@@ -148,36 +167,49 @@ class UnifiedModel(nnx.Module):
 
     def __call__(self, streams: Streams, cache: Cache | None = None) -> Outputs:
         """One forward pass, for training (no cache) and for sampling (with one)."""
-        cfg = self.cfg
-        und = self.embed.table[...][streams.token_BxT].astype(cfg.dtype)
-        if streams.patch_BxVxQ.shape[1]:
-            und = jnp.concatenate([und, self._embed_patches(streams)], 1)
-        gen = self._embed_latents(streams)
-        parts = [streams.text, streams.und, streams.gen]
-        place = Place(*(jnp.concatenate(p, 1) for p in zip(*parts, strict=True)))
-        und, gen, k, v = run_layers(self.layers, cfg, und, gen, place, cache)
-        hidden = self.final_norm.und(und[:, : streams.token_BxT.shape[1]])
-        if cfg.freeze_und:
-            hidden = jax.lax.stop_gradient(hidden)
+        und, gen = self._enter(streams)
+        und, gen, k, v = run_layers(self.layers, self.cfg, und, gen, _places(streams), cache)
+        hidden = self._norm_und(und[:, : streams.token_BxT.shape[1]])
         output = self.latent_out(self.final_norm.gen(gen)).astype(jnp.float32)
         return Outputs(hidden, output, k, v)
 
-    def _embed_patches(self, streams: Streams) -> jax.Array:
-        cfg = self.cfg
-        pixels = streams.patch_BxVxQ.astype(cfg.dtype)
+    def trace(self, streams: Streams) -> Trace:
+        """What enters and leaves the transformer at every token, for comparisons and figures."""
+        und_in, gen_in = self._enter(streams)
+        und, gen, _, _ = run_layers(self.layers, self.cfg, und_in, gen_in, _places(streams))
+        return Trace(und_in, gen_in, self._norm_und(und), self.final_norm.gen(gen))
+
+    def _norm_und(self, und: jax.Array) -> jax.Array:
+        normed = self.final_norm.und(und)
+        return jax.lax.stop_gradient(normed) if self.cfg.freeze_und else normed
+
+    def _enter(self, streams: Streams) -> tuple[jax.Array, jax.Array]:
+        und = self.embed.table[...][streams.token_BxT].astype(self.cfg.dtype)
+        if streams.patch_BxVxQ.shape[1]:
+            und = jnp.concatenate([und, self._embed_patches(streams)], 1)
+        return und, self._embed_latents(streams)
+
+    def understand(
+        self, patch_BxVxQ: jax.Array, patch_id_BxV: jax.Array, patch_image_BxV: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Patches as the encoder sees them, and at the model's width without positions."""
+        pixels = patch_BxVxQ.astype(self.cfg.dtype)
         if isinstance(self.und_encoder, SiglipVit):
-            if streams.patch_image_BxV is None:
+            if patch_image_BxV is None:
                 raise ValueError("und_encoder='siglip' needs patch_image_BxV")
+            encoded = self.und_encoder(pixels, patch_id_BxV, patch_image_BxV)
             assert self.connector is not None
-            patches = self.connector(
-                self.und_encoder(pixels, streams.patch_id_BxV, streams.patch_image_BxV)
-            )
-        elif self.und_encoder is not None:
-            patches = self.und_encoder(pixels)
-        else:
+            return encoded, self.connector(encoded)
+        if self.und_encoder is None:
             raise ValueError("the batch has understanding patches, but und_encoder='none'")
-        table = jnp.asarray(sincos_table(cfg.und_grid, cfg.width), cfg.dtype)
-        return patches + table[streams.patch_id_BxV]
+        encoded = self.und_encoder(pixels)
+        return encoded, encoded
+
+    def _embed_patches(self, streams: Streams) -> jax.Array:
+        ids = streams.patch_id_BxV
+        _, patches = self.understand(streams.patch_BxVxQ, ids, streams.patch_image_BxV)
+        table = jnp.asarray(sincos_table(self.cfg.und_grid, self.cfg.width), self.cfg.dtype)
+        return patches + table[ids]
 
     def _embed_latents(self, streams: Streams) -> jax.Array:
         cfg = self.cfg

@@ -8,6 +8,9 @@ everywhere, runs in float32, and is asked for full float32 matmuls: its output i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -255,6 +258,26 @@ class FluxVae(nnx.Module):
     def decode(self, latents: jax.Array) -> jax.Array:
         """Pictures [N, Y, X, 3] of latents, in [-1, 1] but not clipped."""
         return self.decoder(latents / self.cfg.scale + self.cfg.shift)
+
+
+def functions(sizes: VaeSizes) -> tuple[Callable, Callable, Callable]:
+    """The autoencoder as jitted pure functions of a nested dict of weights.
+
+    Returns:
+      ``moments(params, pictures)``, ``encode(params, pictures, noise=None)`` and
+      ``decode(params, latents)``, see `FluxVae`.
+    """
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: FluxVae(sizes, rngs=nnx.Rngs(0))))
+
+    def method(name: str) -> Callable:
+        def call(params: dict[str, Any], *args: jax.Array) -> Any:
+            state = jax.tree.map(lambda leaf: leaf, abstract)
+            nnx.replace_by_pure_dict(state, params)
+            return getattr(nnx.merge(graph, state), name)(*args)
+
+        return jax.jit(call)
+
+    return method("moments"), method("encode"), method("decode")
 
 
 def sample_latent(

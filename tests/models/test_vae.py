@@ -12,8 +12,8 @@ from flax import nnx
 from process_gen.checkpoint import name_map, safetensors_io
 from process_gen.core.encoder_sizes import VaeSizes
 from process_gen.models import vae
+from process_gen.models.shapes import vae_shapes
 
-nnx.use_eager_sharding(False)
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
 CFG = VaeSizes(channels=32, multipliers=(1, 2), latent_channels=4)
 TOLERANCE = 5e-5
@@ -26,22 +26,14 @@ def case():
 
 @pytest.fixture(scope="module")
 def model():
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: vae.FluxVae(CFG, rngs=nnx.Rngs(0))))
-    entries = name_map.vae_entries(nnx.to_pure_dict(abstract))
+    entries = name_map.vae_entries(vae_shapes(CFG))
     with safetensors_io.open_folder(FIXTURES / "checkpoint", ("ae",)) as reader:
         params = name_map.unflatten(
             {e.path: name_map.from_official(reader.read(e.key), e.layout) for e in entries}
         )
 
-    def call(method):
-        def run(params, *args):
-            state = jax.tree.map(lambda v: v, abstract)
-            nnx.replace_by_pure_dict(state, params)
-            return getattr(nnx.merge(graph, state), method)(*args)
-
-        return jax.jit(run)
-
-    return params, call("moments"), call("decode")
+    moments, _, decode = vae.functions(CFG)
+    return params, moments, decode
 
 
 def _error(got, wanted) -> float:
@@ -99,8 +91,7 @@ def test_attention_in_parts_equals_whole(case, model, monkeypatch):
 
 def test_released_sizes():
     """The count that SPEC 1.4 states for the released `ae.safetensors`."""
-    shapes = nnx.split(nnx.eval_shape(lambda: vae.FluxVae(VaeSizes(), rngs=nnx.Rngs(0))))[1]
-    entries = name_map.vae_entries(nnx.to_pure_dict(shapes))
+    entries = name_map.vae_entries(vae_shapes(VaeSizes()))
     assert len(entries) == len({e.key for e in entries}) == 244
     assert sum(int(np.prod(e.shape)) for e in entries) == 83_819_683
     assert VaeSizes().downsample == 8
