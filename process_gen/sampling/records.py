@@ -1,0 +1,229 @@
+"""Paintings on disk: `trajectories.jsonl`, an object a line, and its pictures as PNG files.
+
+    trajectories.jsonl             sorted by prompt, then by sample; written when all is painted
+    trajectories.part.jsonl        the same lines in the order of painting, while they are painted
+    pictures/00003-0.png           the final picture of prompt 3, sample 0
+    steps/00003-0-1-sketch.png     pictures of its first step; "-refined" where there is one
+
+docs/sampling.md describes a line field by field. Nothing here loads a device.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+
+from process_gen.core.errors import DataError, TrajectoryError
+from process_gen.core.trajectory import (
+    Image,
+    Sampled,
+    Step,
+    Trajectory,
+    decode_image,
+    encode_png,
+    validate,
+)
+
+FINISHED = "trajectories.jsonl"
+PART = "trajectories.part.jsonl"
+PICTURES, STEPS = "pictures", "steps"
+PICTURE_NAME = re.compile(r"\d{5,}-\d+(-\d+-(sketch|refined|input))?\.png")
+
+
+def stem(sampled: Sampled) -> str:
+    """How the file names of a painting begin."""
+    return f"{sampled.index:05d}-{sampled.sample}"
+
+
+class Recorder:
+    """Writes paintings as they are finished; use it as a context manager.
+
+    Leaving it in order sorts the lines into `FINISHED` and removes `PART`; an exception leaves
+    `PART` with everything that was painted until then.
+
+    Args:
+      folder: where the files go, local or remote; made if need be. Files of the same name are
+        overwritten.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        self.folder = epath.Path(folder)
+        self._places: list[tuple[int, int, int, int]] = []  # index, sample, offset, bytes
+        self._end = 0
+
+    def __enter__(self) -> Recorder:
+        for name in (PICTURES, STEPS):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._file = (self.folder / PART).open("wb")
+        return self
+
+    def add(self, trajectory: Trajectory) -> dict[str, Any]:
+        """Writes the pictures, then the line, which is returned as a dict.
+
+        Raises:
+          DataError: the trajectory was not sampled.
+        """
+        sampled = trajectory.sampled
+        if sampled is None:
+            raise DataError("only sampled trajectories have an index, a sample and a seed")
+        record = self._record(trajectory, sampled)
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        self._file.write(line)
+        self._file.flush()
+        self._places.append((sampled.index, sampled.sample, self._end, len(line)))
+        self._end += len(line)
+        return record
+
+    def _record(self, trajectory: Trajectory, sampled: Sampled) -> dict[str, Any]:
+        name = stem(sampled)
+        record: dict[str, Any] = {
+            "index": sampled.index,
+            "sample": sampled.sample,
+            "prompt": trajectory.prompt,
+            "seed": sampled.seed,
+            "mode": trajectory.mode,
+            "finish_reason": trajectory.finish_reason,
+            "nfe": sampled.nfe,
+            "seconds": sampled.seconds,
+            "final_image": self._picture(f"{PICTURES}/{name}.png", trajectory.final_image),
+            "text": trajectory.text,
+            "metadata": dict(trajectory.metadata),
+            "steps": [
+                {
+                    "plan": step.plan,
+                    "sketch": self._picture(f"{STEPS}/{name}-{i}-sketch.png", step.sketch),
+                    "inspection": step.inspection,
+                    "refined_plan": step.refined_plan,
+                    "refined": self._picture(f"{STEPS}/{name}-{i}-refined.png", step.refined),
+                }
+                for i, step in enumerate(trajectory.steps, 1)
+            ],
+        }
+        if trajectory.inputs:
+            record["inputs"] = [
+                self._picture(f"{STEPS}/{name}-{i}-input.png", image)
+                for i, image in enumerate(trajectory.inputs, 1)
+            ]
+        return record
+
+    def _picture(self, name: str, image: Image | None) -> str | None:
+        if image is None:
+            return None
+        (self.folder / name).write_bytes(encode_png(image))
+        return name
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self._file.close()
+        if kind is not None:
+            return
+        part = self.folder / PART
+        with part.open("rb") as lines, (self.folder / FINISHED).open("wb") as out:
+            for _index, _sample, offset, count in sorted(self._places):
+                lines.seek(offset)
+                out.write(lines.read(count))
+        part.unlink()
+
+
+def read(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
+    """Reads paintings back, one at a time; fields that are not known are ignored.
+
+    Args:
+      path: of `trajectories.jsonl` or `trajectories.part.jsonl`, or of the folder that holds the
+        former. The last line of a part file may be cut off; it is left out.
+
+    Raises:
+      DataError: no such file, or a line that is not a painting; the text names the line.
+    """
+    file = epath.Path(path)
+    if file.is_dir():
+        file = file / FINISHED
+    if not file.exists():
+        raise DataError(f"no paintings at {file}")
+    return _read(file)
+
+
+def _read(file: epath.Path) -> Iterator[Trajectory]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n") and file.name == PART:
+                return
+            if not line.strip():
+                continue
+            where = f"{file}, line {number}"
+            try:
+                trajectory = _from_record(json.loads(line), file.parent, where)
+                validate(trajectory)
+            except (TrajectoryError, ValueError, RecursionError) as error:
+                if isinstance(error, DataError):
+                    raise
+                raise DataError(f"{where}: {error}") from error
+            yield trajectory
+
+
+_NULL = type(None)
+_NUMBER = (int, float)
+
+
+def _take(record: Any, key: str, kinds: tuple[type, ...], where: str) -> Any:
+    value = record.get(key) if isinstance(record, Mapping) else None
+    known = isinstance(record, Mapping) and (key in record or _NULL in kinds)
+    if not known or not isinstance(value, kinds) or isinstance(value, bool):
+        names = " or ".join("null" if kind is _NULL else kind.__name__ for kind in kinds)
+        raise DataError(f"{where}: {key!r} must be {names}, got {str(value)[:40]!r}")
+    return value
+
+
+def _image(record: Any, key: str, folder: epath.Path, where: str) -> Image | None:
+    name = _take(record, key, (str, _NULL), where)
+    return None if name is None else _load(name, folder, f"{where}: {key!r}")
+
+
+def _load(name: str, folder: epath.Path, where: str) -> Image:
+    # A file that somebody sends must not read others beside it.
+    if "\0" in name or os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
+        raise DataError(f"{where} is not a path below the file's folder: {name[:80]!r}")
+    try:
+        return decode_image((folder / name).read_bytes())
+    except OSError as error:
+        raise DataError(f"{where}: cannot read {name[:80]!r}: {error.strerror}") from error
+
+
+def _from_record(record: Any, folder: epath.Path, where: str) -> Trajectory:
+    text = (str, _NULL)
+    steps = []
+    for i, item in enumerate(_take(record, "steps", (list,), where), 1):
+        own = f"{where}, step {i}"
+        steps.append(
+            Step(
+                plan=_take(item, "plan", (str,), own),
+                sketch=_image(item, "sketch", folder, own),
+                inspection=_take(item, "inspection", text, own),
+                refined_plan=_take(item, "refined_plan", text, own),
+                refined=_image(item, "refined", folder, own),
+            )
+        )
+    inputs = _take(record, "inputs", (list, _NULL), where) or []
+    if not all(isinstance(name, str) for name in inputs):
+        raise DataError(f"{where}: 'inputs' must be a list of paths")
+    return Trajectory(
+        prompt=_take(record, "prompt", (str,), where),
+        mode=_take(record, "mode", (str,), where),
+        inputs=tuple(_load(name, folder, f"{where}: 'inputs'") for name in inputs),
+        steps=tuple(steps),
+        final_image=_image(record, "final_image", folder, where),
+        text=_take(record, "text", text, where),
+        finish_reason=_take(record, "finish_reason", text, where),
+        metadata=_take(record, "metadata", (dict,), where),
+        sampled=Sampled(
+            index=_take(record, "index", (int,), where),
+            sample=_take(record, "sample", (int,), where),
+            seed=_take(record, "seed", (int,), where),
+            nfe=_take(record, "nfe", (int,), where),
+            seconds=_take(record, "seconds", _NUMBER, where),
+        ),
+    )
