@@ -261,7 +261,7 @@ def _write_step(out: _Writer, step: Step, *, last: bool, supervise: str) -> None
         out.text(Part.PLAN, step.plan, everything, None)
         return
     plan = out.text(Part.PLAN, step.plan, everything, label(Next.IMAGE))
-    rejected = step.rejected
+    rejected = step.inspection is not None and after_inspection(step.inspection) is Part.FAULT
     copies = out.image(
         Part.SKETCH,
         step.sketch,
@@ -327,8 +327,8 @@ def from_segments(segments: Sequence[Segment]) -> Trajectory:
         followers = set(TRANSITIONS[before].values())
         if Part.INSPECTION in followers:
             followers.add(Part.FAULT)
-        if before is Part.PLAN:
-            followers.add(Part.PLAN)  # text-only planning
+        if before in (Part.PLAN, Part.SKETCH):
+            followers.add(Part.PLAN)  # text-only planning; a sketch that nobody inspected
         if part not in followers:
             raise GrammarError(f"segment {number}: a {part.value} may not follow a {before.value}")
         if part is Part.PLAN:

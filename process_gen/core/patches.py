@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from process_gen.core.errors import DataError
+
 
 def patchify(image: Any, side: int) -> Any:
     """Cuts ``[..., H, W, C]`` into row-major patches ``[..., H/side * W/side, side*side*C]``.
@@ -14,13 +16,11 @@ def patchify(image: Any, side: int) -> Any:
     Inside a patch the order is row, column, channel, the channel running fastest (BAGEL's order).
 
     Raises:
-      ValueError: H or W is no multiple of `side`.
+      DataError: H or W is no multiple of `side`.
     """
     *lead, height, width, channels = image.shape
     if height % side or width % side:
-        raise ValueError(
-            f"a picture of {height}x{width} does not divide into {side}x{side} patches"
-        )
+        raise DataError(f"a picture of {height}x{width} does not divide into {side}x{side} patches")
     rows, columns = height // side, width // side
     cut = image.reshape(*lead, rows, side, columns, side, channels)
     cut = cut.swapaxes(-4, -3)

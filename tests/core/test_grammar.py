@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from process_gen.core import grammar
+from process_gen.core.batch import Dropout, lay_out
+from process_gen.core.configs import GrammarConfig
+from process_gen.core.errors import GrammarError, TrajectoryError
+from process_gen.core.grammar import (
+    Kind,
+    Next,
+    Part,
+    Segment,
+    check_text,
+    from_segments,
+    legal_next,
+    to_segments,
+)
+from process_gen.core.trajectory import Stage, Step, Trajectory, plan_text, same, validate
+from process_gen.data.tokenizer import SPECIALS, load_tokenizer, token_ids
+
+PLAN = plan_text("a dot", "a dot")
+FAULT = "not so. <refine>make it blue</refine>"
+IMAGE = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+OTHER = 255 - IMAGE
+TEXT_PARTS = (
+    Part.PROMPT,
+    Part.BARE_PROMPT,
+    Part.PLAN,
+    Part.INSPECTION,
+    Part.FAULT,
+    Part.REFINED_PLAN,
+)
+
+CONFLICT = Trajectory(
+    "a dot",
+    steps=(Step(PLAN, IMAGE, FAULT, PLAN, OTHER), Step(PLAN, IMAGE, "fine")),
+    final_image=IMAGE,
+)
+MISALIGNMENT = Trajectory(
+    "a dot",
+    steps=(Step(PLAN, IMAGE, FAULT, None, OTHER), Step(PLAN, IMAGE, "fine")),
+    final_image=IMAGE,
+)
+
+
+def told(trajectory):
+    """All that segments keep of a trajectory; pictures by identity."""
+    steps = [
+        (s.plan, id(s.sketch), s.inspection, s.refined_plan, id(s.refined))
+        for s in trajectory.steps
+    ]
+    return trajectory.prompt, trajectory.mode, steps, id(trajectory.final_image)
+
+
+def test_round_trip_of_1000_trajectories_under_every_setting(thousand, grammars):
+    for trajectory in thousand:
+        validate(trajectory)
+        for settings in grammars:
+            assert told(from_segments(to_segments(trajectory, settings))) == told(trajectory)
+    patterns = {
+        (
+            s.sketch is None,
+            s.inspection is None,
+            s.rejected,
+            s.refined_plan is None,
+            s.image is None,
+        )
+        for t in thousand
+        for s in t.steps
+    }
+    assert len(patterns) == 5  # plan only, not inspected, ok, conflict, misalignment
+    assert sum(t.mode == "one_shot" for t in thousand) > 50
+    assert sum(bool(t.steps) and t.steps[-1].rejected and t.steps[-1].refined is None
+               for t in thousand) > 100  # fmt: skip
+
+
+def test_round_trip_notices_a_changed_word_and_a_changed_picture(thousand):
+    settings = GrammarConfig()
+    for trajectory in thousand[::50]:
+        stripped = dataclasses.replace(trajectory, metadata={})
+        segments = to_segments(trajectory, settings)
+        assert same(from_segments(segments), stripped)
+        for index, segment in enumerate(segments):
+            if segment.kind is Kind.TEXT:
+                changed = dataclasses.replace(segment, text=segment.text + " y")
+            elif segment.image is not segments[index - 1].image:  # the first copy is the one read
+                changed = dataclasses.replace(segment, image=segment.image ^ 1)
+            else:
+                continue
+            mutated = [*segments[:index], changed, *segments[index + 1 :]]
+            assert not same(from_segments(mutated), stripped), segment.part
+
+
+def test_every_label_is_legal_and_true(thousand, grammars):
+    """A label names what really comes next, stands on the part's last segment, and is in the
+    table."""
+    seen = set()
+    for trajectory, settings in itertools.product(thousand[::3], grammars[::5]):
+        segments = to_segments(trajectory, settings)
+        parts = [part for part, _ in itertools.groupby(segments, key=lambda s: s.part)]
+        groups = [list(group) for _, group in itertools.groupby(segments, key=lambda s: s.part)]
+        for number, (part, group) in enumerate(zip(parts, groups, strict=True)):
+            assert all(s.next is None for s in group[:-1])
+            label = group[-1].next
+            if label is None:
+                continue
+            assert label in legal_next(part)
+            following = parts[number + 1] if number + 1 < len(parts) else None
+            if following is None and part is Part.REFINED_PLAN:
+                following = Part.REFINED  # never painted, but nothing else could follow
+            expected = {
+                None: Next.END,
+                Part.SKETCH: Next.IMAGE,
+                Part.REFINED: Next.IMAGE,
+                Part.ONE_SHOT: Next.IMAGE,
+            }.get(following, Next.TEXT)
+            assert label is expected, (part, following)
+            seen.add((part, label))
+    everything = {(part, label) for part in Part for label in legal_next(part)}
+    assert seen == everything
+
+
+@pytest.mark.parametrize("trajectory", [CONFLICT, MISALIGNMENT])
+def test_an_illegal_label_is_refused_when_writing(trajectory, monkeypatch):
+    to_segments(trajectory, GrammarConfig())
+    table = {**grammar.TRANSITIONS, Part.FAULT: {}}
+    monkeypatch.setattr(grammar, "TRANSITIONS", table)
+    with pytest.raises(GrammarError, match="may not follow a inspection with a fault"):
+        to_segments(trajectory, GrammarConfig())
+
+
+# A legal way to every part, and the parts that may be read after it, written out by hand.
+WAY = {
+    Part.PROMPT: [Part.PROMPT],
+    Part.BARE_PROMPT: [Part.BARE_PROMPT],
+    Part.PLAN: [Part.PROMPT, Part.PLAN],
+    Part.SKETCH: [Part.PROMPT, Part.PLAN, Part.SKETCH],
+    Part.INSPECTION: [Part.PROMPT, Part.PLAN, Part.SKETCH, Part.INSPECTION],
+    Part.FAULT: [Part.PROMPT, Part.PLAN, Part.SKETCH, Part.FAULT],
+    Part.REFINED_PLAN: [Part.PROMPT, Part.PLAN, Part.SKETCH, Part.FAULT, Part.REFINED_PLAN],
+    Part.REFINED: [Part.PROMPT, Part.PLAN, Part.SKETCH, Part.FAULT, Part.REFINED],
+    Part.ONE_SHOT: [Part.BARE_PROMPT, Part.ONE_SHOT],
+}
+READABLE = {
+    Part.PROMPT: {Part.PLAN},
+    Part.BARE_PROMPT: {Part.ONE_SHOT},
+    Part.PLAN: {Part.SKETCH, Part.PLAN},  # plan after plan: text-only planning
+    Part.SKETCH: {Part.INSPECTION, Part.FAULT, Part.PLAN, Part.SKETCH},  # a copy; not inspected
+    Part.INSPECTION: {Part.PLAN},
+    Part.FAULT: {Part.REFINED_PLAN, Part.REFINED},
+    Part.REFINED_PLAN: {Part.REFINED},
+    Part.REFINED: {Part.PLAN, Part.REFINED},  # a copy
+    Part.ONE_SHOT: {Part.ONE_SHOT},
+}
+
+
+def plain(part: Part) -> Segment:
+    if part not in TEXT_PARTS:
+        return Segment(Kind.CLEAN, part, image=IMAGE)
+    text = {Part.PROMPT: grammar.prompt_text("a dot", "process"), Part.FAULT: FAULT}
+    return Segment(Kind.TEXT, part, text=text.get(part, PLAN))
+
+
+@pytest.mark.parametrize("before", Part)
+def test_reading_accepts_the_table_and_nothing_else(before):
+    way = [plain(part) for part in WAY[before]]
+    for part in Part:
+        if part in READABLE[before]:
+            assert from_segments([*way, plain(part)]).prompt
+        else:
+            with pytest.raises(GrammarError):
+                from_segments([*way, plain(part)])
+
+
+def test_reading_refuses_what_has_no_prompt():
+    for segments in ([], [plain(Part.PLAN)], [Segment(Kind.TEXT, Part.PROMPT, text="a dot")]):
+        with pytest.raises(GrammarError):
+            from_segments(segments)
+    with pytest.raises(GrammarError, match="followed by its picture"):
+        from_segments([plain(Part.BARE_PROMPT)])
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "reason"),
+    [
+        (Trajectory("a dot", mode="edit"), "no grammar for mode 'edit'"),
+        (Trajectory("a dot"), "has no steps"),
+        (Trajectory("a dot", mode="one_shot"), "has no picture"),
+    ],
+)
+def test_writing_refuses(trajectory, reason):
+    with pytest.raises(GrammarError, match=reason):
+        to_segments(trajectory, GrammarConfig())
+
+
+# ---- what carries a loss -------------------------------------------------------------------------
+
+
+def supervised(trajectory, **settings):
+    segments = to_segments(trajectory, GrammarConfig(**settings))
+    return [(s.kind, s.part) for s in segments if s.loss]
+
+
+def test_a_rejected_sketch_carries_no_flow_loss(thousand, grammars):
+    checked = 0
+    for trajectory, settings in itertools.product(thousand[::4], grammars):
+        steps = iter(trajectory.steps)
+        step = None
+        for segment in to_segments(trajectory, settings):
+            if segment.part is Part.PLAN:
+                step = next(steps)
+            if segment.part is Part.SKETCH and segment.kind is Kind.NOISED:
+                assert segment.loss
+                assert settings.supervise_rejected or not step.rejected
+                checked += step.rejected
+    assert checked > 100  # the assertion above met rejected sketches where they are allowed
+
+
+def test_losses_of_the_two_corrections():
+    text, flow = Kind.TEXT, Kind.NOISED
+    next_step = [(text, Part.PLAN), (flow, Part.SKETCH), (text, Part.INSPECTION)]
+    fault = [(text, Part.PLAN), (text, Part.FAULT)]
+    assert supervised(CONFLICT) == [
+        *fault,
+        (text, Part.REFINED_PLAN),
+        (flow, Part.REFINED),
+        *next_step,
+    ]
+    assert supervised(MISALIGNMENT) == [*fault, (flow, Part.REFINED), *next_step]
+    both = supervised(MISALIGNMENT, supervise_rejected=True)
+    assert both[:3] == [(text, Part.PLAN), (flow, Part.SKETCH), (text, Part.FAULT)]
+
+
+def test_every_target_is_noised_as_often_as_asked():
+    for copies in (1, 3):
+        flow = [kind for kind, _ in supervised(CONFLICT, noise_copies=copies) if kind is not
+                Kind.TEXT]  # fmt: skip
+        assert len(flow) == 2 * copies
+    one_shot = Trajectory("a dot", mode="one_shot", final_image=IMAGE)
+    kinds = [s.kind for s in to_segments(one_shot, GrammarConfig(noise_copies=2))]
+    assert kinds == [Kind.TEXT, Kind.NOISED, Kind.NOISED]
+
+
+def test_only_the_last_inspection_is_supervised_when_asked(thousand):
+    inspected = 0
+    for trajectory in thousand[::3]:
+        if trajectory.mode != "process":
+            continue
+        last = trajectory.steps[-1]
+        segments = to_segments(trajectory, GrammarConfig(), "last_inspection")
+        losses = [s for s in segments if s.loss]
+        assert [s.text for s in losses] == [last.inspection] * (last.inspection is not None)
+        assert all(s.next is None and s.kind is not Kind.NOISED for s in segments)
+        assert told(from_segments(segments)) == told(trajectory)
+        inspected += len(losses)
+        everything = [s for s in to_segments(trajectory, GrammarConfig()) if s.loss]
+        assert len(everything) > len(losses)
+    assert inspected > 100
+
+
+def test_stages():
+    stages = [s.stage for s in to_segments(CONFLICT, GrammarConfig(context_images="vit"))]
+    assert stages == [
+        Stage.PROMPT,
+        Stage.PLAN, Stage.SKETCH, Stage.INSPECT, Stage.REFINE, Stage.REFINE, Stage.REFINE,
+        Stage.PLAN, Stage.SKETCH, Stage.SKETCH, Stage.INSPECT,
+    ]  # fmt: skip
+
+
+# ---- what later tokens see -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("images", "kinds"),
+    [("vae+vit", [Kind.CLEAN, Kind.UND]), ("vit", [Kind.UND]), ("vae", [Kind.CLEAN])],
+)
+def test_copies_that_later_tokens_see(images, kinds):
+    segments = to_segments(CONFLICT, GrammarConfig(context_images=images))
+    first = [s.kind for s in segments if s.part is Part.SKETCH][: len(kinds)]
+    assert first == kinds
+
+
+@pytest.mark.parametrize(
+    ("rejected", "hidden"),
+    [("keep", set()), ("vit_only", {Kind.CLEAN}), ("drop", {Kind.CLEAN, Kind.UND})],
+)
+@pytest.mark.parametrize("trajectory", [CONFLICT, MISALIGNMENT])
+def test_a_rejected_sketch_is_hidden_once_its_inspection_is_over(
+    trajectory, rejected, hidden, ids, sizes
+):
+    settings = GrammarConfig(rejected_context=rejected)
+    segments = to_segments(trajectory, settings)
+    inspection = next(i for i, s in enumerate(segments) if s.part is Part.FAULT)
+    for index, segment in enumerate(segments):
+        is_hidden = index < inspection and segment.kind in hidden and segment.image is IMAGE
+        assert segment.hidden_after == (inspection if is_hidden else None)
+
+    # The same in the mask: who sees the first sketch's clean and understanding tokens?
+    run = lay_out(segments, ids, sizes, dropout=Dropout(), rng=None)
+    stage = run.text[6]
+    text_order = run.text[0]
+    begin = np.flatnonzero(run.text[4] == ids.bos)[2]  # after the prompt and the plan
+    end = begin + len(ids.encode(FAULT)) + 2
+    assert (stage[begin : end - 1] == int(Stage.INSPECT)).all()
+    for kind, column in ((Kind.CLEAN, run.gen[:, 0]), (Kind.UND, run.und[:, 0])):
+        order, visible_from, visible_to = column[:3]
+        sees = (visible_from <= text_order) & (text_order <= visible_to)
+        assert sees[begin:end].all()
+        assert sees[end:].any() == (kind not in hidden)
+        assert sees[end:].all() == (kind not in hidden)
+        assert not sees[text_order < order].any()
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+
+def test_special_strings_in_a_prompt_stay_text():
+    tokenizer = load_tokenizer("")
+    special = {tokenizer.bos, tokenizer.eos, tokenizer.image_start, tokenizer.image_end,
+               tokenizer.end_of_text}  # fmt: skip
+    prompt = "".join(SPECIALS) + "</ins><refine>{prompt}</refine> \N{ARTIST PALETTE}<script>"
+    trajectory = dataclasses.replace(MISALIGNMENT, prompt=prompt)
+    segments = to_segments(trajectory, GrammarConfig())
+    assert [s.part for s in segments] == [
+        s.part for s in to_segments(MISALIGNMENT, GrammarConfig())
+    ]
+    assert from_segments(segments).prompt == prompt
+    encoded = token_ids(tokenizer).encode(segments[0].text)
+    assert not special & set(encoded)
+    assert tokenizer.decode(encoded) == segments[0].text
+    # A tokenizer that parsed them would have given five ids.
+    assert len(special) == 5 and len(encoded) > len(prompt) / 2
+
+
+def test_check_text():
+    assert check_text(Part.PLAN, PLAN) is Part.PLAN
+    assert check_text(Part.REFINED_PLAN, PLAN) is Part.REFINED_PLAN
+    assert check_text(Part.INSPECTION, "fine") is Part.INSPECTION
+    assert check_text(Part.INSPECTION, FAULT) is Part.FAULT
+    for text in ("", "<ins>a</ins>", "<ins>a<des>b</des>", f"{PLAN} and more"):
+        assert check_text(Part.PLAN, text) is None
+    for text in ("<refine>a", "a</refine>", "</refine>a<refine>"):
+        assert check_text(Part.INSPECTION, text) is None
+        with pytest.raises(TrajectoryError, match="unbalanced"):
+            grammar.after_inspection(text)
+
+
+def test_prompts():
+    assert grammar.prompt_text("{a} dot", "process").endswith("step-by-step: {a} dot")
+    assert grammar.prompt_text("{a} dot", "one_shot") == "{a} dot"
