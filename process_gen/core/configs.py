@@ -221,6 +221,9 @@ class DataConfig:
             self.und_len >= 0 and self.gen_len >= 0,
             "data.und_len and data.gen_len must be >= 0",
         )
+        for name in ("eval_rows", "prefetch"):
+            value = getattr(self, name)
+            _check(value >= 0, f"data.{name} must be >= 0, got {value}")
         _check(len(self.sources) > 0, "data.sources is empty")
 
 

@@ -98,8 +98,11 @@ class Step:
 
     @property
     def rejected(self) -> bool:
-        """Whether the inspection found a fault in the sketch."""
-        return self.inspection is not None and refine_command(self.inspection) is not None
+        """Whether the inspection found a fault: it holds a whole ``<refine>`` command.
+
+        Sampled text may hold half a tag, which is no command; `validate` and the grammar say so.
+        """
+        return self.inspection is not None and _REFINE.search(self.inspection) is not None
 
     @property
     def image(self) -> Image | None:
@@ -201,6 +204,8 @@ def validate(trajectory: Trajectory) -> None:
             fail(f"step {i}: the plan is not <ins>..</ins><des>..</des>: {step.plan[:80]!r}")
         if step.refined_plan is not None and parse_plan(step.refined_plan) is None:
             fail(f"step {i}: the re-emitted plan is malformed: {step.refined_plan[:80]!r}")
+        if step.inspection is not None:
+            refine_command(step.inspection)
         if step.inspection is not None and step.sketch is None:
             fail(f"step {i}: an inspection without a sketch")
         if step.refined is not None and not step.rejected:
@@ -338,12 +343,16 @@ def from_json(record: Mapping[str, Any]) -> Trajectory:
                 refined=_image_from_json(item.get("refined")),
             )
         )
-    inputs = tuple(
-        image
-        for item in _take(record, "inputs", (list,), "trajectory")
-        if (image := _image_from_json(item)) is not None
-    )
+    inputs = []
+    for i, item in enumerate(_take(record, "inputs", (list,), "trajectory")):
+        image = _image_from_json(item)
+        if image is None:
+            raise TrajectoryError(f"trajectory: input {i} is null")
+        inputs.append(image)
     sampled = _take(record, "sampled", (Mapping, none), "trajectory")
+    for name, value in (sampled or {}).items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TrajectoryError(f"trajectory: 'sampled' is malformed: {name!r} must be a number")
     try:
         provenance = Sampled(**sampled) if sampled is not None else None
     except TypeError as error:
@@ -351,7 +360,7 @@ def from_json(record: Mapping[str, Any]) -> Trajectory:
     trajectory = Trajectory(
         prompt=_take(record, "prompt", (str,), "trajectory"),
         mode=_take(record, "mode", (str,), "trajectory"),
-        inputs=inputs,
+        inputs=tuple(inputs),
         steps=tuple(steps),
         final_image=_image_from_json(record.get("final_image")),
         text=_take(record, "text", (str, none), "trajectory"),

@@ -399,11 +399,12 @@ class _Studio:
         for i, (row, painting) in enumerate(batch):
             count = int(written.count_B[i])
             last_order = painting.order + count - 1
+            inspecting = painting.part is Part.INSPECTION
             self._occupy_text(row, painting, count)
             painting.segments += 1
             text = self.tokenizer.decode(written.tokens_BxM[i, 1 : count - 1])
             painting.wrote(text, written.decisions_Bx3[i], bool(written.cut_B[i]))
-            if painting.steps[-1].rejected and painting.part in (Part.REFINED_PLAN, Part.REFINED):
+            if inspecting and painting.part in (Part.REFINED_PLAN, Part.REFINED):
                 spans = [painting.spans[k] for k in self.hidden if k in painting.spans]
                 hide(self.visible_to[row], spans, last_order)
             self._queue(row, painting)

@@ -1,0 +1,275 @@
+"""Painting many prompts: what is promised of a painting, whatever the model writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from process_gen.core.batch import PatchSizes, lay_out
+from process_gen.core.configs import from_mapping
+from process_gen.core.errors import ConfigError, DataError
+from process_gen.core.grammar import Next, from_segments, to_segments
+from process_gen.core.trajectory import validate
+from process_gen.data.tokenizer import load_tokenizer, token_ids
+from process_gen.models import functional
+from process_gen.sampling.painter import Painter
+from process_gen.sampling.painting import DECISIONS
+from process_gen.sampling.programs import Programs, Written
+
+PLAN = "<ins>add a dot</ins><des>a dot</des>"
+
+
+class Says:
+    """A tokenizer that reads written texts as given words: an untrained model's are noise."""
+
+    def __init__(self, *texts: str):
+        self._real = load_tokenizer()
+        self.texts, self.asked = texts, 0
+        for name in ("vocab_size", "bos", "eos", "image_start", "image_end", "end_of_text"):
+            setattr(self, name, getattr(self._real, name))
+        self.fingerprint = "says"
+
+    def encode(self, text):
+        return self._real.encode(text)
+
+    def decode(self, ids):
+        self.asked += 1
+        return self.texts[min(self.asked, len(self.texts)) - 1]
+
+
+CONFIG = from_mapping(
+    {
+        "model": {
+            "width": 16,
+            "mlp_width": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "num_kv_heads": 1,
+            "head_dim": 8,
+            "layers": "scan",
+        },
+        "sampler": {
+            "batch": 2,
+            "max_text": 6,
+            "max_context": 256,
+            "max_prompt": 32,
+            "max_images": 2,
+            "denoise_steps": 2,
+            "one_shot_steps": 2,
+            "temperature": 1.0,
+        },
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    fresh = jax.jit(functional.build(CONFIG.model).init)(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(fresh)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    pairs = zip(leaves, keys, strict=True)
+    lively = jax.tree.unflatten(tree, [x + 0.2 * jax.random.normal(k, x.shape) for x, k in pairs])
+    return lively
+
+
+@pytest.fixture(scope="module")
+def painter(params):
+    return Painter(CONFIG, params, tokenizer=Says(PLAN))
+
+
+PROMPTS = ["a red circle", "two blue stars", "a white square above a green triangle"]
+
+
+def pictures(trajectories):
+    return [np.stack(t.images) for t in trajectories]
+
+
+def equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(pictures(a), pictures(b), strict=True))
+
+
+def test_one_shot_paints_every_prompt_num_times_in_order(painter):
+    out = painter.paint([*PROMPTS[:2], {"prompt": PROMPTS[2], "tag": "x"}], mode="one_shot", num=2)
+    assert [(t.sampled.index, t.sampled.sample) for t in out] == [
+        (0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1),
+    ]  # fmt: skip
+    for trajectory in out:
+        validate(trajectory)
+        assert trajectory.finish_reason == "finished"
+        assert trajectory.final_image.shape == (32, 32, 3)
+        assert trajectory.sampled.nfe == 2 and not trajectory.steps
+    assert out[4].metadata["tag"] == "x"
+    assert not np.array_equal(out[0].final_image, out[1].final_image)
+
+
+def test_the_same_seed_paints_the_same_and_batch_mates_do_not_matter(painter):
+    everything = painter.paint(PROMPTS, mode="one_shot", seed=3, num=2)
+    assert equal(everything, painter.paint(PROMPTS, mode="one_shot", seed=3, num=2))
+    assert not equal(everything, painter.paint(PROMPTS, mode="one_shot", seed=4, num=2))
+    alone = painter.paint(PROMPTS[:1], mode="one_shot", seed=3)
+    assert np.array_equal(alone[0].final_image, everything[0].final_image)
+
+
+@pytest.fixture
+def script(monkeypatch, params):
+    """Paints one prompt whose texts and decisions are given, over real caches and pictures."""
+
+    def play(*lines, **settings):
+        texts, decisions = [line[0] for line in lines], [line[1] for line in lines]
+        tokenizer = Says(*texts)
+
+        def write_text(self, params, pool, rows):
+            token_BxT = np.tile(np.array([tokenizer.bos, tokenizer.eos], np.int32), (2, 8))
+            count_B = np.where(rows.active_B, 2, 0).astype(np.int32)
+            pool, _ = self.prefill(params, pool, rows, token_BxT, count_B)
+            wanted = decisions[min(tokenizer.asked, len(decisions) - 1)]
+            logits = np.tile([float(d is wanted) for d in DECISIONS], (2, 1))
+            return pool, Written(token_BxT, count_B, count_B * 0 + (wanted == "cut"), logits)
+
+        monkeypatch.setattr(Programs, "write_text", write_text)
+        painter = Painter(CONFIG, params, tokenizer=tokenizer)
+        (trajectory,) = painter.paint(PROMPTS[:1], **settings)
+        validate(trajectory)
+        return trajectory
+
+    return play
+
+
+FINE = "the picture is complete."
+FAULT = "the circle is green. <refine>change it to red</refine>"
+
+
+def test_a_painting_without_faults(script):
+    out = script((PLAN, Next.TEXT), (FINE, Next.TEXT), (PLAN, Next.TEXT), (FINE, Next.END))
+    assert out.finish_reason == "finished"
+    assert [s.plan for s in out.steps] == [PLAN, PLAN]
+    assert [s.inspection for s in out.steps] == [FINE, FINE]
+    assert len(out.images) == 2 and out.sampled.nfe == 4
+    assert np.array_equal(out.final_image, out.steps[1].sketch)
+    assert not np.array_equal(out.steps[0].sketch, out.steps[1].sketch)
+
+
+def test_a_misalignment_is_repainted_at_once(script):
+    out = script((PLAN, Next.TEXT), (FAULT, Next.IMAGE))
+    step = out.steps[0]
+    assert step.rejected and step.refined is not None and step.refined_plan is None
+    assert np.array_equal(out.steps[-1].image, out.final_image)
+
+
+def test_a_conflict_is_planned_anew(script):
+    corrected = "<ins>add another dot</ins><des>a dot</des>"
+    out = script((PLAN, Next.TEXT), (FAULT, Next.TEXT), (corrected, Next.TEXT), (FINE, Next.END))
+    assert out.steps[0].refined_plan == corrected
+    assert out.steps[0].refined is not None
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([("no tags at all", Next.TEXT)], "malformed"),
+        ([(PLAN, Next.TEXT), ("bad <refine>never closed", Next.TEXT)], "malformed"),
+        ([(PLAN, "cut")], "max_text"),
+        ([(PLAN, Next.TEXT), (FINE, Next.TEXT)] * 9, "max_images"),
+    ],
+)
+def test_whatever_is_written_ends_with_a_reason(script, lines, reason):
+    out = script(*lines)
+    assert out.finish_reason == reason
+    assert len(out.images) <= CONFIG.sampler.max_images
+
+
+def test_a_full_cache_closes_a_painting(script):
+    lines = [(PLAN, Next.TEXT), (FINE, Next.TEXT)] * 9
+    assert script(*lines, max_images=9, max_context=96).finish_reason == "max_text"
+
+
+def test_a_model_that_never_closes_its_text_is_cut(params):
+    endless = jax.tree.map(lambda x: x, params)
+    kernel = np.zeros_like(np.asarray(endless["lm_head"]["kernel"]))
+    kernel[:, 65], kernel[:, 66] = 9.0, -9.0  # one of these two letters always wins
+    endless["lm_head"] = {"kernel": kernel}
+    painter = Painter(CONFIG, endless)
+    (trajectory,) = painter.paint(PROMPTS[:1], temperature=0.0)
+    assert trajectory.finish_reason == "max_text"
+    assert len(trajectory.steps[0].plan) == CONFIG.sampler.max_text - 2
+
+
+def test_refined_pictures_follow_rejected_context(monkeypatch, script):
+    """What is hidden after an inspection changes the picture that comes next, and only then."""
+    lines = (PLAN, Next.TEXT), (FAULT, Next.IMAGE)
+    kept = script(*lines)
+    for rejected, same_picture in (("keep", True), ("drop", False)):
+        grammar = dataclasses.replace(CONFIG.data.grammar, rejected_context=rejected)
+        data = dataclasses.replace(CONFIG.data, grammar=grammar)
+        monkeypatch.setattr(sys.modules[__name__], "CONFIG", dataclasses.replace(CONFIG, data=data))
+        out = script(*lines)
+        assert np.array_equal(out.steps[0].sketch, kept.steps[0].sketch)
+        assert np.array_equal(out.steps[0].refined, kept.steps[0].refined) == same_picture
+
+
+def test_what_cannot_be_read_is_refused_and_the_rest_painted(painter):
+    hostile = ["", "word " * 5000, "a\ud800b", "<|vision_start|></ins>\U0001f600"]
+    out = painter.paint(hostile, mode="one_shot", max_prompt=64)
+    assert [t.finish_reason for t in out] == ["refused", "refused", "refused", "finished"]
+    assert "empty" in out[0].text and "tokens" in out[1].text and "Unicode" in out[2].text
+    assert out[0].final_image is None
+    assert out[3].prompt == hostile[3]
+
+
+def test_stopping_closes_what_is_under_way(painter):
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 1
+
+    out = list(painter.stream(PROMPTS * 3, mode="one_shot", stop=stop))
+    assert {t.finish_reason for t in out} <= {"finished", "stopped"}
+    assert "stopped" in {t.finish_reason for t in out}
+    assert len(out) < 9
+
+
+def test_a_sampled_trajectory_can_be_trained_on(script, painter):
+    ids = token_ids(load_tokenizer())
+    process = script((PLAN, Next.TEXT), (FAULT, Next.IMAGE), (PLAN, Next.TEXT), (FINE, Next.END))
+    for trajectory in [process, *painter.paint(PROMPTS, mode="one_shot")]:
+        segments = to_segments(trajectory, CONFIG.data.grammar)
+        run = lay_out(segments, ids, PatchSizes(8, 8, 4, 4))
+        assert run.copies >= 1 and np.any(run.gen[6] >= 0)
+        again = from_segments(segments)
+        assert again.prompt == trajectory.prompt
+        assert [s.inspection for s in again.steps] == [s.inspection for s in trajectory.steps]
+        assert all(map(np.array_equal, again.images, trajectory.images))
+
+
+def test_nothing_is_compiled_anew_for_other_prompts(painter):
+    painter.paint(PROMPTS, mode="one_shot")
+    pieces = (Programs.prefill, Programs.denoise)
+    before = [piece._cache_size() for piece in pieces]
+    painter.paint([f"{p} and a star" for p in PROMPTS] * 2, mode="one_shot", seed=9)
+    assert [piece._cache_size() for piece in pieces] == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"mode": "sculpt"}, ConfigError),
+        ({"num": 0}, ConfigError),
+        ({"seed": -1}, ConfigError),
+        ({"size": (20, 32)}, ConfigError),
+        ({"size": (64, 64)}, ConfigError),
+        ({"denoise_step": 3}, ConfigError),
+    ],
+)
+def test_wrong_requests_say_what_is_wrong(painter, settings, error):
+    with pytest.raises(error):
+        painter.paint(PROMPTS, **settings)
+
+
+def test_a_mapping_without_a_prompt_is_an_error(painter):
+    with pytest.raises(DataError, match="prompt"):
+        painter.paint([{"tag": "x"}])

@@ -1,0 +1,312 @@
+"""Invariants of the training step, on the real model in very small."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from process_gen.core.batch import (
+    Dropout,
+    Lengths,
+    PackedBatch,
+    PatchSizes,
+    lay_out,
+    pack,
+    stack,
+)
+from process_gen.core.configs import Config, from_mapping
+from process_gen.core.grammar import to_segments
+from process_gen.data.tokenizer import load_tokenizer, token_ids
+from process_gen.losses import stages
+from process_gen.models import functional
+from process_gen.strokes.plans import StrokesOptions, one_shot, text_only, trajectory_at
+from process_gen.train import optimizer, state, step
+
+IDS = token_ids(load_tokenizer())
+SIZES = PatchSizes(latent=8, und=8, latent_grid=4, und_grid=4)
+LENGTHS = Lengths(320, 160, 384)
+NO_DROPOUT = Dropout()
+FAULTY = StrokesOptions(conflict=0.5, misalignment=0.5, weights={"position": 1.0})
+
+
+def tiny(**model) -> Config:
+    return from_mapping(
+        {
+            "model": {
+                "width": 16,
+                "mlp_width": 32,
+                "num_layers": 2,
+                "num_heads": 2,
+                "num_kv_heads": 1,
+                "head_dim": 8,
+                "layers": "scan",
+                **model,
+            },
+            "data": {"grammar": {"noise_copies": 2}},
+            "optimizer": {"name": "muon", "learning_rate": 1e-2, "warmup_steps": 0},
+        }
+    )
+
+
+def lively(params):
+    """Heads start at 0, which would hide most of what a test could find."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    return jax.tree.unflatten(
+        tree,
+        [
+            leaf + 0.2 * jax.random.normal(k, leaf.shape)
+            for leaf, k in zip(leaves, keys, strict=True)
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def setup():
+    config = tiny()
+    fns = functional.build(config.model)
+    return config, fns, lively(jax.jit(fns.init)(jax.random.key(0)))
+
+
+def runs(config, *trajectories, dropout=NO_DROPOUT, rng=None):
+    segments = [to_segments(t, config.data.grammar) for t in trajectories]
+    return [lay_out(s, IDS, SIZES, dropout=dropout, rng=rng) for s in segments]
+
+
+def draws_for(laid_out, lengths, seed=0):
+    """Noise that belongs to a trajectory, wherever in a pack it lies."""
+    eps = np.zeros((lengths.gen, 192), np.float32)
+    normal = np.zeros(lengths.gen, np.float32)
+    at = copies = 0
+    for number, run in laid_out:
+        rng = np.random.default_rng([seed, number])
+        eps[at : at + run.lengths.gen] = rng.normal(size=(run.lengths.gen, 192))
+        normal[copies : copies + run.copies] = rng.normal(size=run.copies)
+        at, copies = at + run.lengths.gen, copies + run.copies
+    return step.Draws(jnp.asarray(normal)[None], jnp.asarray(eps)[None])
+
+
+def summed(config, fns):
+    """Sums of both losses and their gradients, not normalised."""
+
+    def total(params, batch, draws):
+        elements = step.elementwise_losses(fns, params, batch, draws, config)
+        one = stages.Counts(jnp.float32(1.0), jnp.float32(1.0))
+        return stages.reduce(
+            elements, one, ce_weight=1.0, mse_weight=1.0, scales=stages.scale_table({})
+        )
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+
+def row(*packed_runs) -> PackedBatch:
+    return stack([pack(packed_runs, LENGTHS, SIZES)])
+
+
+def largest_difference(a, b):
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(jnp.max(jnp.abs(x - y)) / (1e-6 + jnp.max(jnp.abs(y)))) for x, y in pairs)
+
+
+def test_packing_two_trajectories_changes_neither(setup):
+    config, fns, params = setup
+    a, b = runs(config, trajectory_at(0, 1, FAULTY), trajectory_at(0, 2, FAULTY))
+    grad = summed(config, fns)
+    (loss_a, _), grad_a = grad(params, row(a), draws_for([(0, a)], LENGTHS))
+    (loss_b, _), grad_b = grad(params, row(b), draws_for([(1, b)], LENGTHS))
+    both, draws = row(a, b), draws_for([(0, a), (1, b)], LENGTHS)
+    (loss, metrics), together = grad(params, both, draws)
+    assert loss == pytest.approx(float(loss_a + loss_b), rel=1e-5)
+    added = jax.tree.map(jnp.add, grad_a, grad_b)
+    assert largest_difference(together, added) < 1e-4
+    assert all(metrics[name][1] > 0 for name in ("plan_ce", "inspect_ce", "refine_mse"))
+
+    # The same with intervals that cross the border between the two.
+    leak = both._replace(
+        text=both.text._replace(
+            visible_to=np.where(both.text.visible_to >= 0, 10_000, both.text.visible_to)
+        )
+    )
+    (leaked, _), _ = grad(params, leak, draws)
+    assert abs(float(leaked) - float(loss)) > 1e-3
+
+
+def test_losses_depend_on_the_past_only(setup):
+    """Gradients of one segment's loss reach earlier tokens and no later one, stage by stage."""
+    _, fns, params = setup
+    config = tiny(vocab_size=640)
+    (run,) = runs(config, trajectory_at(0, 1, FAULTY))
+    batch = row(run)
+    draws = draws_for([(0, run)], LENGTHS)
+    # Every token gets an id of its own, so that the table's gradient tells tokens apart.
+    n = run.lengths.text
+    unique = batch._replace(
+        token_BxT=np.where(np.arange(LENGTHS.text) < n, np.arange(LENGTHS.text), 639)[None]
+    )
+    order = batch.text.order[0, :n]
+
+    @jax.jit
+    def reached(weight_T, weight_G):
+        def loss(table):
+            weights = {**params, "embed": {"table": table}}
+            elements = step.elementwise_losses(fns, weights, unique, draws, config)
+            return jnp.sum(elements.ce_BxT[0] * weight_T) + jnp.sum(elements.mse_BxG[0] * weight_G)
+
+        return jnp.abs(jax.grad(loss)(params["embed"]["table"])).max(1)[:n]
+
+    nothing = np.zeros(LENGTHS.gen, np.float32)
+    labelled = np.flatnonzero(batch.label_BxT[0] >= 0)
+    seen_stages = set()
+    for stage in np.unique(batch.label_stage_BxT[0, labelled]):
+        tokens = labelled[batch.label_stage_BxT[0, labelled] == stage]
+        seen_stages.add(int(stage))
+        one = np.zeros(LENGTHS.text, np.float32)
+        one[tokens[0]] = 1.0
+        gradient = np.asarray(reached(one, nothing))
+        here = batch.text.order[0, tokens[0]]
+        assert np.all(gradient[order > here] == 0.0), stage
+        assert np.all(gradient[order == here] > 0.0), stage
+        visible = (order < here) & (batch.text.visible_to[0, :n] >= here)
+        assert np.all(gradient[visible] > 0.0), stage
+    assert len(seen_stages) >= 4  # plan, inspection, re-emitted plan or refinement, control
+    for stage in np.unique(batch.target_stage_BxG[0][batch.target_stage_BxG[0] >= 0]):
+        targets = np.flatnonzero(batch.target_stage_BxG[0] == stage)[:1]
+        one = nothing.copy()
+        one[targets] = 1.0
+        gradient = np.asarray(reached(np.zeros(LENGTHS.text, np.float32), one))
+        here = batch.gen.order[0, targets[0]]
+        assert np.all(gradient[order > here] == 0.0), stage
+        assert np.any(gradient[order < here] > 0.0), stage
+
+
+def test_a_noised_image_reaches_its_own_loss_only(setup):
+    config, fns, params = setup
+    (run,) = runs(config, trajectory_at(0, 1, FAULTY))
+    batch, draws = row(run), draws_for([(0, run)], LENGTHS)
+    copies = batch.copy_BxG[0]
+
+    @jax.jit
+    def reached(eps, weight_T, weight_G):
+        def loss(eps):
+            noisy = draws._replace(eps_BxGxP=eps)
+            elements = step.elementwise_losses(fns, params, batch, noisy, config)
+            return jnp.sum(elements.ce_BxT[0] * weight_T) + jnp.sum(elements.mse_BxG[0] * weight_G)
+
+        return jnp.abs(jax.grad(loss)(eps)[0]).max(1)
+
+    everything_T = (batch.label_BxT[0] >= 0).astype(np.float32)
+    no_text = np.zeros_like(everything_T)
+    from_text = reached(draws.eps_BxGxP, everything_T, np.zeros(LENGTHS.gen, np.float32))
+    assert np.all(np.asarray(from_text) == 0.0)
+    for copy in (0, 1, copies.max()):
+        own = np.asarray(copies == copy)
+        gradient = np.asarray(reached(draws.eps_BxGxP, no_text, own.astype(np.float32)))
+        assert np.all(gradient[own] > 0.0)
+        assert np.all(gradient[~own] == 0.0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"layers": "unroll"}, {"remat": "full"}, {"remat": "dots"}, {"attention": "chunked"}]
+)
+def test_how_layers_are_run_changes_no_number(setup, change):
+    config, fns, params = setup
+    other = tiny(**change)
+    other_fns = functional.build(other.model)
+    (run,) = runs(config, trajectory_at(0, 3, FAULTY))
+    batch, draws = row(run), draws_for([(0, run)], LENGTHS)
+    one, two = summed(config, fns), summed(other, other_fns)
+    (loss, _), grads = one(params, batch, draws)
+    (other_loss, _), other_grads = two(params, batch, draws)
+    assert other_loss == pytest.approx(float(loss), rel=1e-5)
+    assert largest_difference(other_grads, grads) < 1e-4
+    # The setting did change the program.
+    assert one.lower(params, batch, draws).as_text() != two.lower(params, batch, draws).as_text()
+
+
+def three_rows(config):
+    laid_out = runs(config, *(trajectory_at(0, i, FAULTY) for i in range(4)))
+    return stack([pack([run], LENGTHS, SIZES) for run in laid_out])
+
+
+def test_accumulation_equals_one_big_batch(setup):
+    config, fns, params = setup
+    batch = three_rows(config)
+    results = []
+    for parts in (1, 2, 4):
+        settings = dataclasses.replace(config.optimizer, accumulate=parts, name="adamw", eps=1.0)
+        parted = dataclasses.replace(config, optimizer=settings)
+        tx, schedule = optimizer.make_optimizer(settings, fns.logical_axes)
+        run = jax.jit(step.make_train_step(fns, tx, schedule, parted))
+        results.append(run(state.make_state(params, tx, 10, 0.9), batch, jax.random.key(1)))
+    (first, metrics), *others = results
+    for other, other_metrics in others:
+        assert largest_difference(other.params, first.params) < 1e-5
+        for name, (numerator, denominator) in metrics.items():
+            assert other_metrics[name][0] == pytest.approx(float(numerator), rel=1e-4), name
+            if name not in ("grad_norm", "learning_rate"):
+                assert other_metrics[name][1] == denominator, name
+    # An equality that held whatever was trained on would say nothing.
+    changed = batch._replace(token_BxT=np.where(batch.token_BxT == 40, 41, batch.token_BxT))
+    tx, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
+    run = jax.jit(step.make_train_step(fns, tx, schedule, config))
+    other, _ = run(state.make_state(params, tx, 10, 0.9), changed, jax.random.key(1))
+    assert largest_difference(other.params, first.params) > 1e-5
+
+
+def test_an_expert_without_tokens_is_not_updated(setup):
+    config, fns, params = setup
+    tx, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
+    run = jax.jit(step.make_train_step(fns, tx, schedule, config))
+    before = state.make_state(params, tx, 10, 0.9)
+    moved, _ = run(before, three_rows(config), jax.random.key(1))
+    words = stack([pack(runs(config, text_only(trajectory_at(0, 5, FAULTY))), LENGTHS, SIZES)])
+    after, _ = run(moved, words, jax.random.key(1))
+    for name in ("latent_in", "latent_out", "time_in", "time_out"):
+        assert largest_difference(after.params[name], moved.params[name]) == 0.0
+    gen = (after.params["layers"]["gen"], moved.params["layers"]["gen"])
+    assert largest_difference(*gen) == 0.0
+    assert largest_difference(after.params["layers"]["und"], moved.params["layers"]["und"]) > 0.0
+    first = (moved.params["layers"]["gen"], before.params["layers"]["gen"])
+    assert largest_difference(*first) > 0.0
+
+
+def test_the_same_key_draws_the_same_and_the_next_step_something_else(setup):
+    config, _, _ = setup
+    batch = three_rows(config)
+    one = step.draw(jax.random.key(3), batch)
+    assert largest_difference(one, step.draw(jax.random.key(3), batch)) == 0.0
+    assert largest_difference(one, step.draw(jax.random.key(4), batch)) > 0.0
+    t = np.asarray(step.times(one, batch, config.loss))
+    assert np.all(t[batch.copy_BxG < 0] == 0.0)
+    assert np.all((t[batch.copy_BxG >= 0] > 0) & (t[batch.copy_BxG >= 0] < 1))
+    for copy in range(int(batch.copy_BxG[0].max()) + 1):
+        assert len(np.unique(t[0][batch.copy_BxG[0] == copy])) == 1
+
+
+def test_one_shot_and_empty_rows_are_finite(setup):
+    config, fns, params = setup
+    drawn = runs(config, one_shot(trajectory_at(0, 5, FAULTY)))
+    batch = stack([pack(drawn, LENGTHS, SIZES), pack([], LENGTHS, SIZES)])
+    metrics = jax.jit(step.make_eval_step(fns, config))(params, batch, jax.random.key(0))
+    assert np.isfinite(float(metrics["loss"][0]))
+    assert metrics["one_shot_mse"][1] == 2 * 16
+    assert metrics["plan_ce"][1] == 0
+
+
+def test_the_weight_of_words_changes_once_on_the_way():
+    config = from_mapping({"loss": {"ce_weight": 0.3, "ce_weight_late": 1.5, "late_from": 0.4}})
+    total = jnp.int32(100)
+    weights = [float(step.ce_weight_at(jnp.int32(i), total, config.loss)) for i in (0, 39, 40, 99)]
+    assert weights == pytest.approx([0.3, 0.3, 1.5, 1.5])
+
+
+def test_ids_outside_the_tables_are_refused(setup):
+    config, _, _ = setup
+    batch = three_rows(config)
+    step.check_batch(batch, config)
+    with pytest.raises(ValueError, match="token is 640"):
+        step.check_batch(batch._replace(token_BxT=batch.token_BxT * 0 + 640), config)
