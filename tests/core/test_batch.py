@@ -229,10 +229,10 @@ def test_a_pack_continues_orders_images_and_copies(ids, sizes):
     first, second = run_of(ONE_STEP, ids, sizes), run_of(LONG, ids, sizes, noise_copies=2)
     row = pack([first, second], Lengths(200, 16, 40), sizes)
     (t, v, g), (t2, v2, g2) = first.lengths, second.lengths
-    for place, block, n, n2 in (
-        (row.text, first.text, t, t2),
-        (row.und, first.und, v, v2),
-        (row.gen, first.gen, g, g2),
+    for place, block, n in (
+        (row.text, first.text, t),
+        (row.und, first.und, v),
+        (row.gen, first.gen, g),
     ):
         np.testing.assert_array_equal(np.stack(place)[:, :n], block[:4])
     shift = np.array([19, 19, 19, 0])[:, None]
