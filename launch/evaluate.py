@@ -90,7 +90,7 @@ def main(values: flags.FlagValues) -> None:
     suite = common.required(values, "suite")
     if suite not in SUITES:
         raise ConfigError(f"--suite={suite} is unknown; there is {', '.join(SUITES)}")
-    settings = sample.sampler_settings(values["set"].value)
+    settings = sample.sampler_settings(values["set"].value or ())
     mode = "one_shot" if values.one_shot else "process"
     prompts = requirements(values.prompts, values.num_per_tag, values.seed)
     out = sample.make_room(common.required(values, "out"), values.overwrite)

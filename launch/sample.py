@@ -414,7 +414,7 @@ def history(painter: painter_lib.Painter) -> list[dict[str, Any]]:
 def main(values: flags.FlagValues) -> None:
     """Reads flags and prompts, paints, writes the report."""
     mode, size = _mode(values), _size(values.size)
-    settings = sampler_settings(values["set"].value)
+    settings = sampler_settings(values["set"].value or ())
     if bool(values.prompt) == bool(values.prompts):
         raise ConfigError("one of --prompt=TEXT and --prompts=FILE is needed; --help shows how")
     found = prompt_file.PromptFile(tuple(values.prompt), (), 0)
