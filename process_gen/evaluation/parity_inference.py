@@ -223,7 +223,7 @@ def inference(model: Model, x: Arrays) -> Computed:
     pictures = _pictures(model, x, {op for ops in operations.values() for op in ops}, computed)
     height, width = x["image_shape"].tolist()
     grid = table_ids(height, width, cfg.patch * cfg.vae.downsample, cfg.latent_grid)
-    reader = Reader(model, _sizes(x, operations, pictures, len(grid)))
+    reader = Reader(model, _sizes(model, x, operations, pictures, len(grid)))
     contexts = {}
     for name, ops in operations.items():
         context = contexts[name] = reader.empty()
@@ -282,6 +282,7 @@ def _pictures(
 
 
 def _sizes(
+    model: Model,
     x: Arrays,
     operations: Mapping[str, list[str]],
     pictures: Mapping[str, tuple[np.ndarray, np.ndarray]],
@@ -305,7 +306,8 @@ def _sizes(
         slots,
     )
     # Rounded up, several cases share their programs: compiling is most of the time.
-    return tuple(max(1, -(-n // 64)) * 64 for n in most)  # type: ignore[return-value]
+    text, und, gen, slots = (max(1, -(-n // 64)) * 64 for n in most)
+    return text, und if model.config.und_encoder != "none" else 0, gen, slots
 
 
 def _describe(prefix: str, context: Context) -> Computed:
