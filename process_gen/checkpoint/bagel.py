@@ -111,7 +111,7 @@ def import_folder(
                 ),
             )
             facts = {"imported": {"tensors": len(reader.infos), "notes": found.notes}}
-            streaming.write(part, config, _stacked(found.entries, reader), facts)
+            streaming.write(part, config, stacked(found.entries, reader), facts)
             part.replace(output)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -126,7 +126,7 @@ def load_folder(
     For models that fit twice; the arguments and errors are `import_folder`'s.
     """
     with _open(source, shapes, weights) as found:
-        params = name_map.unflatten(dict(_stacked(found.entries, found.reader)))
+        params = name_map.unflatten(dict(stacked(found.entries, found.reader)))
         return found.model, params, _vae_params(found.vae_reader, found.vae_entries)
 
 
@@ -188,6 +188,27 @@ def export_folder(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return len(announced)
+
+
+def write_frozen(official: Path, model: ModelConfig, shapes: Shapes, vae: Path | None) -> None:
+    """Writes the frozen files of a model that was not imported: tables, and the autoencoder.
+
+    Raises:
+      CheckpointError: the autoencoder's file is damaged or of other sizes than `model.vae`.
+    """
+    dtype = _CAST[model.param_dtype]
+    sides = {"latent_pos": model.latent_grid}
+    if model.und_encoder == "siglip":
+        sides["vit_pos"] = model.und_grid
+    tables = {
+        name_map.TABLES[name]: shapes.table(side, model.width).astype(dtype)
+        for name, side in sides.items()
+    }
+    _write_all(official / _TABLES_FILE, tables)
+    if vae is not None:
+        with safetensors_io.Reader([vae]) as reader:
+            name_map.check(name_map.vae_entries(shapes.vae(model.vae)), _shapes(reader), str(vae))
+            _copy(reader, official / "ae.safetensors")
 
 
 def load_vae(imported: Path, sizes: VaeSizes, shapes: Shapes) -> dict[str, Any]:
@@ -287,10 +308,10 @@ def _tables(
     return tables
 
 
-def _stacked(
+def stacked(
     entries: Mapping[str, list[name_map.Entry]], reader: safetensors_io.Reader
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Our arrays, one alive at a time."""
+    """Our arrays of the given official tensors, one alive at a time."""
     for path, tensors in entries.items():
         first = name_map.from_official(reader.read(tensors[0].key), tensors[0].layout)
         if tensors[0].layer is None:

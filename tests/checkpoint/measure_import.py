@@ -2,9 +2,10 @@
 
     python tests/checkpoint/measure_import.py --layers=7 --folder=/somewhere/with/30GB
 
-Writes 3.0 GB, and 0.93 GB a layer, of random bfloat16 weights in the official layout, imports them in a
-process of its own, samples that process's anonymous memory, exports again, compares, and deletes
-everything. Not a test: it takes minutes. The limit is twice the largest stacked array plus 1 GB.
+Writes 3.0 GB, and 0.93 GB a layer, of random bfloat16 weights in the official layout, imports them
+in a process of its own, samples that process's anonymous memory, exports again, compares, and
+deletes everything. Not a test: it takes minutes. The limit is twice the largest stacked array plus
+1 GB.
 """
 
 from __future__ import annotations
