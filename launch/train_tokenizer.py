@@ -1,11 +1,13 @@
 """Train the Strokes tokenizer, a byte-level BPE in which that world's words and fixed
 phrases are one token each.
 
-    python -m launch.train_tokenizer --out=process_gen/data/assets/strokes_tokenizer.json
+    python -m launch.train_tokenizer --out=/tmp/tokenizer.json
 
---out=FILE  file to write; the committed one by default
+--out=FILE  file to write
 
-The same code gives the same bytes. Takes about two seconds.
+The same code gives the same bytes; Strokes texts of another version give other ids. The committed
+`process_gen/data/assets/strokes_tokenizer.json` therefore stays as it is while it covers the words
+of that world: checkpoints mean its ids and refuse another file. Takes about two seconds.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from launch import common
 from process_gen.core.configs import GrammarConfig
 from process_gen.core.errors import DataError
 from process_gen.core.grammar import Kind, prompt_text, to_segments
-from process_gen.data.tokenizer import DEFAULT_PATH, BpeTokenizer, train_bpe
+from process_gen.data.tokenizer import BpeTokenizer, train_bpe
 from process_gen.strokes.plans import StrokesOptions, outline_at
 
 TRAJECTORIES = 3000
@@ -38,13 +40,13 @@ def strokes_texts(count: int = TRAJECTORIES) -> Iterator[str]:
 
 
 def train() -> str:
-    """The contents of the committed file."""
+    """The contents of a tokenizer file for today's Strokes texts."""
     return train_bpe(strokes_texts(), VOCAB_SIZE)
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_string("out", str(DEFAULT_PATH), "file to write", flag_values=values)
+    flags.DEFINE_string("out", "", "file to write", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:

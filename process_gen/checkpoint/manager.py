@@ -7,7 +7,8 @@ A working directory holds `config.json` (the resolved settings, for people) and
     ema        averaged weights, where the run keeps them
     optimizer  state of the update rule, `step` and `total_steps`
     data       state of the data iterator, JSON
-    meta       settings, versions, step, validation metrics, hash of the packing plan, JSON
+    meta       settings, versions, step, validation metrics, hashes of packing plan and tokenizer,
+               JSON
 
 Parts are separate so that a reader takes the weights and leaves the rest. Orbax (its v1 interface)
 writes them in the background and makes a step visible only when it is whole.
@@ -114,6 +115,7 @@ class CheckpointManager:
             "config": configs.to_mapping(self._config),
             "versions": versions(),
             "plan_hash": data.get("plan_hash"),
+            "tokenizer": data.get("tokenizer"),
             "best_metric": self._config.train.best_metric,
             "metrics": metrics,
             **meta,

@@ -179,6 +179,11 @@ class Rows:
             if len(self._examples) <= _LOGGED_REASONS:
                 logger.warning("left out: %s", text)
 
+    @property
+    def tokenizer(self) -> str:
+        """The tokenizer's fingerprint."""
+        return self._tokenizer.fingerprint
+
     def plan(self, epoch: int) -> Plan:
         """The plan of an epoch; made when first asked for."""
         with self._plan_lock:
@@ -313,6 +318,7 @@ class TrainIterator:
             "epoch": epoch,
             "epoch_first_row": self._rows.first_row(epoch),
             "plan_hash": self._rows.plan(epoch).hash,
+            "tokenizer": self._rows.tokenizer,
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -333,6 +339,12 @@ class TrainIterator:
             raise DataError(
                 f"the data state counts batches of {rows} rows, data.rows is "
                 f"{self._rows_per_batch}; keep data.rows to resume"
+            )
+        # The plan's hash covers the tokenizer as well, but would not say which of its causes it is.
+        if (wanted := state.get("tokenizer", self._rows.tokenizer)) != self._rows.tokenizer:
+            raise DataError(
+                f"the run was trained with tokenizer {wanted}, data.tokenizer is now "
+                f"{self._rows.tokenizer}; set data.tokenizer to the file it was trained with"
             )
         if (now := self._rows.plan(epoch).hash) != saved:
             raise DataError(

@@ -19,7 +19,7 @@ from process_gen.checkpoint import manager
 from process_gen.core import flow_matching as flow
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.configs import Config, SamplerConfig
-from process_gen.core.errors import ConfigError, DataError
+from process_gen.core.errors import CheckpointError, ConfigError, DataError
 from process_gen.core.grammar import Kind, Next, Part, context_kinds, hidden_kinds, prompt_text
 from process_gen.core.settings import build
 from process_gen.core.trajectory import Trajectory
@@ -187,13 +187,24 @@ def load(path: str, *, weights: str = "ema", step: int | str = "latest") -> Pain
       step: "latest", "best" or a number, for a working directory.
 
     Raises:
-      CheckpointError: nothing usable is there.
+      CheckpointError: nothing usable is there, or the weights were trained with another tokenizer
+        than `data.tokenizer` of their settings is now.
       ConfigError: unknown `weights`.
+      DataError: that tokenizer cannot be read.
     """
     if weights not in ("ema", "params"):
         raise ConfigError(f"weights must be 'ema' or 'params', got {weights!r}")
     config, params, meta = manager.load_for_sampling(path, weights, step)  # type: ignore[arg-type]
-    return Painter(config, params, meta=meta)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    # Weights of other origin, imported ones for one, do not say.
+    if meta.get("tokenizer") not in (None, tokenizer.fingerprint):
+        where = config.data.tokenizer or "the one that comes with this version"
+        raise CheckpointError(
+            f"{meta['path']} was trained with tokenizer {meta['tokenizer']}; its data.tokenizer "
+            f"({where}) is now {tokenizer.fingerprint}: put the file it was trained with back, or "
+            "use the version of this project that trained it"
+        )
+    return Painter(config, params, tokenizer=tokenizer, meta=meta)
 
 
 def read_prompt(item: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

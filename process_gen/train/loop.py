@@ -46,7 +46,7 @@ class Dataset(Protocol):
         """The next batch of this process, a tree of numpy arrays [local rows, ...]."""
 
     def get_state(self) -> Mapping[str, Any]:
-        """JSON state; a key `plan_hash`, if present, is copied into the checkpoint's meta."""
+        """JSON state; `plan_hash` and `tokenizer` in it are copied into the checkpoint's meta."""
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes on from a state."""

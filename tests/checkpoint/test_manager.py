@@ -42,7 +42,7 @@ def save(workdir, metrics_by_step, config=None, ema=True):
     config = config or make_config()
     with manager.CheckpointManager(workdir, config) as checkpoints:
         for step, metrics in metrics_by_step.items():
-            data = {"next_index": 3 * step, "plan_hash": "abc"}
+            data = {"next_index": 3 * step, "plan_hash": "abc", "tokenizer": "def"}
             checkpoints.save(step, make_trees(step, ema), data, {"note": "n"}, metrics)
 
 
@@ -53,7 +53,8 @@ def test_round_trip_of_every_part(tmp_path):
         trees, data, meta = checkpoints.restore(abstract(make_trees()))
     jax.tree.map(np.testing.assert_array_equal, trees, make_trees(7))
     assert jax.tree.structure(trees) == jax.tree.structure(make_trees(7))
-    assert data == {"next_index": 21, "plan_hash": "abc"}
+    assert data == {"next_index": 21, "plan_hash": "abc", "tokenizer": "def"}
+    assert meta["tokenizer"] == "def"
     assert meta["step"] == 7 and meta["plan_hash"] == "abc" and meta["note"] == "n"
     assert meta["versions"]["jax"] == jax.__version__
     assert configs.from_mapping(meta["config"]) == make_config()

@@ -13,6 +13,7 @@ from process_gen.core.trajectory import Stage
 from process_gen.data import sources
 from process_gen.data.pipeline import Rows, eval_batches, train_dataset
 from process_gen.data.sources import Generated, build_source
+from process_gen.data.tokenizer import DEFAULT_PATH, load_tokenizer
 
 DROPOUT = Dropout(text=0.3)
 
@@ -123,6 +124,22 @@ def test_a_state_of_other_data_is_refused(change):
     state = train_dataset(config()).get_state()
     with pytest.raises(DataError, match="plan of epoch 0 is"):
         train_dataset(config(**change)).set_state(state)
+
+
+def test_a_state_of_another_tokenizer_is_refused(tmp_path):
+    spec = json.loads(DEFAULT_PATH.read_text())
+    (tmp_path / "moved.json").write_text(json.dumps(spec))
+    spec["model"]["merges"].pop()
+    (tmp_path / "other.json").write_text(json.dumps(spec))
+    state = train_dataset(config()).get_state()
+    assert state["tokenizer"] == load_tokenizer().fingerprint
+    with pytest.raises(DataError, match="trained with tokenizer .* set data.tokenizer"):
+        train_dataset(config(tokenizer=str(tmp_path / "other.json"))).set_state(state)
+    # Partners: the same ids from another place, and a state of before the fingerprint was kept.
+    moved = train_dataset(config(tokenizer=str(tmp_path / "moved.json")))
+    moved.set_state(state)
+    old = {key: value for key, value in state.items() if key != "tokenizer"}
+    train_dataset(config()).set_state(old)
 
 
 def test_damaged_states_are_refused():

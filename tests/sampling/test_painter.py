@@ -9,14 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+from process_gen.checkpoint.manager import CheckpointManager
 from process_gen.core.batch import PatchSizes, lay_out
 from process_gen.core.configs import from_mapping
-from process_gen.core.errors import ConfigError, DataError
+from process_gen.core.errors import CheckpointError, ConfigError, DataError
 from process_gen.core.grammar import Next, from_segments, to_segments
 from process_gen.core.trajectory import validate
 from process_gen.data.tokenizer import load_tokenizer, token_ids
 from process_gen.models import functional
-from process_gen.sampling.painter import Painter
+from process_gen.sampling.painter import Painter, load
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.programs import Programs, Written
 
@@ -273,3 +274,16 @@ def test_wrong_requests_say_what_is_wrong(painter, settings, error):
 def test_a_mapping_without_a_prompt_is_an_error(painter):
     with pytest.raises(DataError, match="prompt"):
         painter.paint([{"tag": "x"}])
+
+
+def test_weights_of_another_tokenizer_are_refused(params, tmp_path):
+    def saved(name, tokenizer):
+        with CheckpointManager(tmp_path / name, CONFIG) as checkpoints:
+            checkpoints.save(1, {"params": params}, {"tokenizer": tokenizer}, {})
+        return str(tmp_path / name)
+
+    with pytest.raises(CheckpointError, match=r"trained with tokenizer 0ther.*put the file"):
+        load(saved("other", "0ther"))
+    own = load_tokenizer().fingerprint
+    assert load(saved("own", own)).meta["tokenizer"] == own  # partner
+    assert load(saved("unsaid", None)).meta["tokenizer"] is None  # as imported weights are
