@@ -27,6 +27,7 @@ SAMPLER = {
 def untrained(tmp_path_factory):
     """A working directory with one checkpoint of a model that compiles in no time."""
     import jax
+    import numpy as np
 
     from process_gen.checkpoint import manager
     from process_gen.core import configs
@@ -37,6 +38,9 @@ def untrained(tmp_path_factory):
     config = configs.from_mapping(sections)
     workdir = tmp_path_factory.mktemp("untrained")
     params = functional.build(config.model).init(jax.random.key(0))
+    # Heads begin at zero, which would make all pictures alike.
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape).astype(p.dtype), params)
     with manager.CheckpointManager(workdir, config) as checkpoints:
         checkpoints.save(3, {"params": params}, {"plan_hash": None}, {})
     lines = [f'{{"step": {i}, "split": "train", "loss": {2 / i}}}\n' for i in (1, 2, 3)]

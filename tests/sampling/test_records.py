@@ -132,9 +132,8 @@ def test_a_finished_painting_can_be_packed(tmp_path):
         return pack([run], Lengths(*(n + 5 for n in run.lengths)), sizes)
 
     again, first = packed(found), packed(made)
-    for a, b in zip(again, first, strict=True):
-        for x, y in zip(a if isinstance(a, tuple) else [a], b if isinstance(b, tuple) else [b]):
-            np.testing.assert_array_equal(x, y)
+    for a, b in zip(again, first, strict=True):  # arrays, and tuples of them
+        np.testing.assert_array_equal(np.stack(a), np.stack(b))
     assert (first.target_stage_BxG >= 0).any() and (first.label_BxT >= 0).any()
     bare = from_segments(to_segments(found, settings))
     assert bare.prompt == made.prompt and np.array_equal(bare.final_image, image(3))

@@ -1,0 +1,206 @@
+"""The evaluate command: scores, files and mistakes, with a stand-in for the painter."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+import process_gen
+from launch import common, evaluate
+from process_gen.core.configs import Config
+from process_gen.core.trajectory import Sampled, Trajectory
+from process_gen.sampling import records
+from process_gen.strokes.layout import draw_objects, wanted
+from process_gen.strokes.prompts import HELD_OUT_TAGS, TAGS, held_out
+from process_gen.strokes.render import render
+from process_gen.strokes.scene import Scene
+
+
+def draw(rng, requirement):
+    """A picture that is right."""
+    groups = draw_objects(rng, wanted(requirement))
+    return render(Scene(tuple(item for group in groups for item in group)))
+
+
+def call(*arguments):
+    common.run(evaluate.main, evaluate.define_flags, evaluate.__doc__, ["evaluate", *arguments])
+
+
+class PerfectPainter:
+    """Draws what is asked for, except that every `wrong`-th picture is empty."""
+
+    config = Config()
+    meta = {"path": "nowhere/checkpoints/3", "step": 3, "weights": "ema"}
+
+    def __init__(self):
+        self.wrong, self.interrupt_after, self.asked = 0, None, []
+
+    def stream(self, prompts, *, mode, seed, num, size, stop, **settings):
+        self.asked.append((mode, seed, num, size, settings))
+        rng = np.random.default_rng(seed)
+        for i, requirement in enumerate(prompts):
+            if i == self.interrupt_after:
+                os.kill(os.getpid(), signal.SIGINT)
+            if stop():
+                return
+            image = np.full((32, 32, 3), 26, np.uint8)
+            if not self.wrong or i % self.wrong:
+                image = draw(rng, requirement)
+            yield Trajectory(
+                requirement["prompt"],
+                "one_shot",
+                final_image=image,
+                finish_reason="finished",
+                metadata=requirement,
+                sampled=Sampled(i, 0, seed, 16, 0.5),
+            )
+
+
+@pytest.fixture
+def painter(monkeypatch):
+    made = PerfectPainter()
+    monkeypatch.setattr(process_gen, "load", lambda path, **_: made, raising=False)
+    monkeypatch.setattr(common, "enable_compilation_cache", lambda: None)
+    return made
+
+
+def test_scores_and_files(painter, tmp_path, capsys):
+    painter.wrong = 4  # the first of every four: numbers 0, 4, 8, ... of 7 tags of 4
+    out = tmp_path / "eval"
+    call("--checkpoint=x", "--suite=strokes", "--num_per_tag=4", f"--out={out}", "--json")
+    assert painter.asked == [("process", 0, 1, (32, 32), {})]
+    printed = capsys.readouterr().out
+    told = json.loads(printed.splitlines()[-1])
+    assert told == json.loads((out / "scores.json").read_text())
+    assert told["suite"] == "strokes" and told["mode"] == "process" and told["n"] == 28
+    assert (told["checkpoint"], told["step"]) == ("nowhere/checkpoints/3", 3)
+    assert (told["weights"], told["seed"], told["settings"]["guidance"]) == ("ema", 0, 1.5)
+    overall = told["overall"]
+    assert overall["exact"] == overall["geneval"] == 0.75
+    assert 0.5 < overall["exact_low"] < 0.75 < overall["exact_high"] < 0.95
+    assert list(told["tags"]) == list(TAGS)
+    assert told["tags"]["complex"]["exact"] == 0.75 and told["tags"]["complex"]["n"] == 4
+    assert told["process"]["finish_reasons"] == {"finished": 28}
+    assert "overall" in printed and "75.0" in printed and "complex" in printed
+
+    painted = list(records.read(out))
+    assert len(painted) == 28
+    assert all(held_out(t.prompt) for t in painted if t.metadata["tag"] in HELD_OUT_TAGS)
+    page = (out / "report.html").read_text("utf-8")
+    assert all(tag in page for tag in TAGS) and page.count("exact wrong") >= 1
+
+
+def test_all_right_is_one(painter, tmp_path, capsys):
+    call(
+        "--checkpoint=x",
+        "--suite=strokes",
+        "--num_per_tag=2",
+        "--one_shot",
+        "--seed=5",
+        "--set=one_shot_guidance=1",
+        f"--out={tmp_path / 'eval'}",
+        "--json",
+    )
+    assert painter.asked == [("one_shot", 5, 1, (32, 32), {"one_shot_guidance": 1})]
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["overall"]["exact"] == 1.0 and told["mode"] == "one_shot"
+
+
+def test_prompts_of_a_file(painter, tmp_path, capsys):
+    file = tmp_path / "prompts.jsonl"
+    line = (
+        '{"tag": "colors", "include": [{"class": "star", "color": "red"}], "prompt": "a red star"}'
+    )
+    file.write_text(f"\n{line}\n{line}\n")
+    out = tmp_path / "eval"
+    call("--checkpoint=x", "--suite=strokes", f"--prompts={file}", f"--out={out}", "--json")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (
+        list(told["tags"]) == ["colors"] and told["n"] == 2 and "position" in told["missing_tags"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a red star\n", "line 1: plain text cannot be scored"),
+        ('{"prompt": "a red star"}\n', "line 1: 'tag' is None"),
+        (
+            '\n{"prompt": "a", "tag": "colors", "include": [{"class": "dog"}]}',
+            "line 2: 'include'[0]",
+        ),
+        (b"\xff", "line 1: not valid UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_scored(painter, tmp_path, capsys, text, words):
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(SystemExit) as stopped:
+        call("--checkpoint=x", "--suite=strokes", f"--prompts={file}", f"--out={tmp_path / 'eval'}")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and words in error
+    assert not painter.asked and not (tmp_path / "eval").exists()
+
+
+def test_an_interrupted_suite_is_not_scored(painter, tmp_path, capsys):
+    painter.interrupt_after = 3
+    out = tmp_path / "eval"
+    with pytest.raises(SystemExit) as stopped:
+        call("--checkpoint=x", "--suite=strokes", f"--out={out}")
+    assert stopped.value.code == 130 and "not scored" in capsys.readouterr().out
+    assert len(list(records.read(out))) == 3
+    assert (out / "report.html").exists() and not (out / "scores.json").exists()
+    painter.interrupt_after = None
+    with pytest.raises(SystemExit) as stopped:
+        call("--checkpoint=x", "--suite=strokes", "--num_per_tag=1", f"--out={out}")
+    assert stopped.value.code == 2
+    call("--checkpoint=x", "--suite=strokes", "--num_per_tag=1", f"--out={out}", "--overwrite")
+    assert len(list(records.read(out))) == 7 and (out / "scores.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--suite=strokes", "--out=x"], "python -m launch.train"),
+        (["--checkpoint=x", "--out=x"], "--suite is missing"),
+        (["--checkpoint=x", "--suite=geneval", "--out=x"], "--suite=geneval is unknown"),
+        (["--checkpoint=x", "--suite=strokes"], "--out is missing"),
+        (["--checkpoint=x", "--suite=strokes", "--out=x", "--num_per_tag=0"], "num_per_tag"),
+        (["--checkpoint=x", "--suite=strokes", "--out=x", "--set=batch=0"], "batch must be"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(
+    painter, tmp_path, monkeypatch, capsys, arguments, words
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        call(*arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and words in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_fits_a_screen_and_shows_an_example(capsys):
+    call("--help")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 100
+    assert any("python -m launch.evaluate --checkpoint=" in line for line in lines)
+
+
+def test_a_painter_that_never_learned_scores_nothing(untrained, tmp_path, capsys):
+    flags = [
+        "--suite=strokes",
+        "--num_per_tag=1",
+        "--one_shot",
+        f"--out={tmp_path / 'e'}",
+        "--json",
+    ]
+    call(f"--checkpoint={untrained}", *flags)
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["overall"]["exact"] == 0.0 and told["process"]["finish_reasons"] == {"finished": 7}
+    assert told["step"] == 3 and told["pictures"] == 7
+    assert '<h2 id="curves">' in (tmp_path / "e" / "report.html").read_text("utf-8")
