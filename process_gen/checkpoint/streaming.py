@@ -7,7 +7,6 @@ without holding the others; uncompressed and uncopied, an array costs no memory 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,8 @@ def write(
       arrays: path (slashes between keys) and value of every weight; each is dropped once written.
       meta: further JSON facts.
     """
-    target = workdir / "checkpoints" / "0"
-    session = workdir / "arrays"
+    target = epath.Path(workdir) / "checkpoints" / "0"
+    session = epath.Path(workdir) / "arrays"
     context = manager.open_context()
     context.memory.deepcopy_host_arrays = False
     context.array.saving.use_compression = False
@@ -68,9 +67,9 @@ def write(
         ocp.save_checkpointables(
             target, {"params": {"stand_in": np.zeros(1)}, "data": {}, "meta": facts}
         )
-    shutil.rmtree(target / "params")
+    (target / "params").rmtree()
     (session / "state").replace(target / "params")
-    shutil.rmtree(session)
+    session.rmtree()
     (workdir / "config.json").write_text(json.dumps(configs.to_mapping(config), indent=2) + "\n")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from process_gen.checkpoint import bagel, bagel_config
@@ -113,14 +114,15 @@ def load_model(folder: Path) -> Model:
       CheckpointError: it is damaged or does not fit.
     """
     checkpoint = folder / "checkpoint"
-    config, params, vae_params = bagel.load_folder(checkpoint, BAGEL)
+    stored, params, vae_params = bagel.load_folder(checkpoint, BAGEL)
+    config = dataclasses.replace(stored, dtype="float32", param_dtype="float32")
     moments, encode, decode = vae_functions(config.vae)
     fns = build(config)
     return Model(
         config=config,
         fns=fns,
         frozen_fns=build(dataclasses.replace(config, freeze_und=True)),
-        params=jax.tree.map(jax.numpy.asarray, params),
+        params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params),
         forward=jax.jit(fns.forward),
         logits=jax.jit(fns.logits),
         encode=lambda *args: encode(vae_params, *args),
