@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import common, sample
+from launch import common, painting
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.evaluation.strokes import VERDICTS, score
 from process_gen.report import summary
@@ -79,7 +79,7 @@ def flat(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
-    sample.define_painting_flags(values)
+    painting.define_flags(values)
     flags.DEFINE_string("suite", None, "what is scored", flag_values=values)
     flags.DEFINE_integer("num_per_tag", 100, "prompts a tag", 1, flag_values=values)
     flags.DEFINE_string("out", None, "folder to write", flag_values=values)
@@ -90,17 +90,17 @@ def main(values: flags.FlagValues) -> None:
     suite = common.required(values, "suite")
     if suite not in SUITES:
         raise ConfigError(f"--suite={suite} is unknown; there is {', '.join(SUITES)}")
-    settings = sample.sampler_settings(values["set"].value or ())
+    settings = painting.sampler_settings(values["set"].value or ())
     mode = "one_shot" if values.one_shot else "process"
     prompts = requirements(values.prompts, values.num_per_tag, values.seed)
-    out = sample.make_room(common.required(values, "out"), values.overwrite)
-    painter = sample.load_painter(values)
-    made_by = sample.provenance(painter, mode=mode, seed=values.seed, settings=settings)
+    out = painting.make_room(common.required(values, "out"), values.overwrite)
+    painter = painting.load_painter(values)
+    made_by = painting.provenance(painter, mode=mode, seed=values.seed, settings=settings)
     print(
         f"checkpoint {made_by['checkpoint']}, {made_by['weights']} weights; {len(prompts)} prompts"
     )
 
-    done = sample.paint(
+    done = painting.paint(
         painter,
         prompts,
         out,
@@ -112,23 +112,23 @@ def main(values: flags.FlagValues) -> None:
     # Scores of a part would look like scores of the whole.
     scores = None if done.stopped else score(done.trajectories, oracle.judge)
     write_report(
-        out / sample.REPORT,
+        out / painting.REPORT,
         done.trajectories,
-        verdicts=[sample.strokes_verdicts(t) for t in done.trajectories],
+        verdicts=[painting.strokes_verdicts(t) for t in done.trajectories],
         title=f"Suite {suite}, {mode} mode",
         settings={**made_by, "prompts": values.prompts or f"held out, {values.num_per_tag} a tag"},
         scores=scores,
-        curves=sample.history(painter),
+        curves=painting.history(painter),
     )
     if scores is None:
         print(f"not scored; what was painted is in {out}")
         raise KeyboardInterrupt
-    text = json.dumps({**flat(scores), **done.summary(), **sample.as_json(made_by)})
-    (out / sample.SCORES).write_text(text + "\n")
+    text = json.dumps({**flat(scores), **done.summary(), **painting.as_json(made_by)})
+    (out / painting.SCORES).write_text(text + "\n")
     summary.show(scores=scores)
-    print(f"scores: {out / sample.SCORES}")
+    print(f"scores: {out / painting.SCORES}")
     print(f"paintings: {out / records.FINISHED}")
-    print(f"report: {out / sample.REPORT}")
+    print(f"report: {out / painting.REPORT}")
     if values.json:
         print(text)
 

@@ -1,0 +1,334 @@
+"""What `launch.sample` and `launch.evaluate` share: painting into a folder, and its flags."""
+
+from __future__ import annotations
+
+import ast
+import collections
+import contextlib
+import dataclasses
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from etils import epath
+
+import process_gen
+from launch import common
+from process_gen.core.configs import SamplerConfig
+from process_gen.core.errors import ConfigError, DataError
+from process_gen.core.settings import build
+from process_gen.core.trajectory import Trajectory
+from process_gen.evaluation.strokes import verdicts
+from process_gen.report.curves import read_history
+from process_gen.sampling import records
+from process_gen.sampling.painter import Painter
+from process_gen.strokes import oracle
+from process_gen.strokes.scene import SIZE
+from process_gen.train.progress import duration
+
+REPORT, SCORES, STRIPS = "report.html", "scores.json", "strips"
+FILES = (records.FINISHED, records.PART, REPORT, SCORES)
+FOLDERS = (records.PICTURES, records.STEPS, STRIPS)
+TRAIN = "python -m launch.train --config=configs/strokes_tiny.py --workdir=runs/tiny"
+
+
+@dataclasses.dataclass
+class Painted:
+    """What came of a request.
+
+    Attributes:
+      trajectories: those that were asked to be kept, prompt-major.
+      asked: paintings that were asked for.
+      reasons: `finish_reason` -> count.
+      refused: (index, reason) of prompts that could not be read.
+      pictures, nfe: sums over all paintings.
+      seconds: wall time, compilation included.
+      stopped: whether it was interrupted.
+    """
+
+    asked: int
+    trajectories: list[Trajectory] = dataclasses.field(default_factory=list)
+    reasons: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    refused: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    pictures: int = 0
+    nfe: int = 0
+    seconds: float = 0.0
+    stopped: bool = False
+
+    def add(self, trajectory: Trajectory, keep: bool) -> None:
+        """Counts one more."""
+        reason = trajectory.finish_reason or "none"
+        self.reasons[reason] += 1
+        self.pictures += len(trajectory.images)
+        if trajectory.sampled is not None:
+            self.nfe += trajectory.sampled.nfe
+            if reason == "refused" and trajectory.sampled.sample == 0:
+                self.refused.append((trajectory.sampled.index, trajectory.text or ""))
+        if keep:
+            self.trajectories.append(trajectory)
+
+    @property
+    def count(self) -> int:
+        """Paintings so far."""
+        return self.reasons.total()
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and rates, as a dict that `json.dumps` accepts."""
+        return {
+            "paintings": self.count,
+            "finish_reasons": dict(self.reasons.most_common()),
+            "pictures": self.pictures,
+            "nfe": self.nfe,
+            "seconds": round(self.seconds, 3),
+            "pictures_per_second": round(self.pictures / max(self.seconds, 1e-9), 3),
+        }
+
+
+def paint(
+    painter: Painter,
+    prompts: Sequence[str | Mapping[str, Any]],
+    out: epath.Path,
+    *,
+    mode: str,
+    seed: int,
+    num: int = 1,
+    size: tuple[int, int] | None = None,
+    settings: Mapping[str, Any],
+    keep: int | None = None,
+) -> Painted:
+    """Paints into a folder, with a line of progress on stderr; Ctrl-C ends it in order.
+
+    Args:
+      painter: weights and settings.
+      prompts: words or mappings with a "prompt".
+      out: folder, see `make_room`.
+      mode, seed, num, size, settings: see `sampling.painter.Painter.paint`.
+      keep: how many of the paintings to hold in memory, from the first on; None is all.
+
+    Raises:
+      ConfigError: a setting is wrong; nothing was written.
+    """
+    done = Painted(len(prompts) * num)
+    progress = _Progress(done)
+    with _finish_on_interrupt() as interrupted:
+
+        def stop() -> bool:
+            progress.show()
+            return interrupted()
+
+        stream = painter.stream(
+            prompts, mode=mode, seed=seed, num=num, size=size, stop=stop, **settings
+        )
+        clear(out)
+        with records.Recorder(out) as recorder:
+            for trajectory in stream:
+                recorder.add(trajectory)
+                assert trajectory.sampled is not None
+                place = trajectory.sampled.index * num + trajectory.sampled.sample
+                done.add(trajectory, keep is None or place < keep)
+        done.stopped = interrupted()
+    done.seconds = progress.finish()
+    done.trajectories.sort(key=_place)
+    done.refused.sort()
+    return done
+
+
+def _place(trajectory: Trajectory) -> tuple[int, int]:
+    assert trajectory.sampled is not None
+    return trajectory.sampled.index, trajectory.sampled.sample
+
+
+class _Progress:
+    """Paintings done, their rate and the time that is left: one line on a terminal, else a few."""
+
+    def __init__(self, done: Painted):
+        self._done, self._started = done, time.monotonic()
+        self._live = sys.stderr.isatty()
+        self._every = 0.2 if self._live else 10.0
+        self._shown = self._started
+
+    def show(self) -> None:
+        """Prints when the last line is old enough."""
+        if time.monotonic() - self._shown >= self._every:
+            self._print("\r" if self._live else "\n")
+
+    def finish(self) -> float:
+        """Prints the last line; returns the seconds since the start."""
+        self._print("\n")
+        return time.monotonic() - self._started
+
+    def _print(self, end: str) -> None:
+        self._shown = time.monotonic()
+        count, asked = self._done.count, self._done.asked
+        passed = self._shown - self._started
+        text = f"painted {count}/{asked}  {duration(passed)}"
+        if count:
+            left = (asked - count) * passed / count
+            text += f"  {count / passed:.2f} paintings/s  ETA {duration(left)}"
+        print(f"{text:<64}", end=end, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _finish_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """While inside, the first Ctrl-C only sets a flag, which the yielded function reads."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread may handle signals
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, _: Any) -> None:
+        seen.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---- the output folder ---------------------------------------------------------------------------
+
+
+def make_room(folder: str, overwrite: bool) -> epath.Path:
+    """Makes sure that paintings may be written into a folder; writes and removes nothing.
+
+    Files that are not this command's are no hindrance.
+
+    Raises:
+      ConfigError: it is no folder, or holds an earlier run's files and `overwrite` is false.
+    """
+    out = epath.Path(folder)
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out={folder} is a file, not a folder")
+    found = next((name for name in (*FILES, *FOLDERS) if (out / name).exists()), None)
+    if found and not overwrite:
+        raise ConfigError(
+            f"--out={folder} already holds {found}; choose another folder, or replace an earlier "
+            "run's files with --overwrite"
+        )
+    return out
+
+
+def clear(out: epath.Path) -> None:
+    """Makes the folder, without the files that an earlier run wrote; others stay.
+
+    Raises:
+      ConfigError: it cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out={out} cannot be made: {error.strerror or error}") from error
+    for name in FILES:
+        (out / name).unlink(missing_ok=True)
+    for folder in FOLDERS:
+        if (out / folder).is_dir():
+            for file in (out / folder).iterdir():
+                if records.PICTURE_NAME.fullmatch(file.name):
+                    file.unlink()
+
+
+# ---- flags ---------------------------------------------------------------------------------------
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags that every command that paints has."""
+    text, switch = flags.DEFINE_string, flags.DEFINE_boolean
+    text("checkpoint", None, "working directory or checkpoint", flag_values=values)
+    text("step", "latest", "which checkpoint", flag_values=values)
+    text("prompts", None, "file of prompts", flag_values=values)
+    flags.DEFINE_enum("weights", "ema", ["ema", "params"], "which weights", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "of prompts and noise", 0, 2**32 - 1, flag_values=values)
+    flags.DEFINE_multi_string("set", [], "KEY=VALUE of the sampler", flag_values=values)
+    switch("one_shot", False, "paint at once", flag_values=values)
+    switch("overwrite", False, "replace an earlier run's files", flag_values=values)
+    switch("json", False, "print a JSON object", flag_values=values)
+
+
+def load_painter(values: flags.FlagValues) -> Painter:
+    """The painter that the flags name.
+
+    Raises:
+      ConfigError: there is no `--checkpoint`.
+      CheckpointError: nothing usable is there.
+    """
+    if not values.checkpoint:
+        raise ConfigError(f"--checkpoint=DIR is missing; train a painter with: {TRAIN}")
+    step = int(values.step) if values.step.isdecimal() else values.step
+    if isinstance(step, str) and step not in ("latest", "best"):
+        raise ConfigError(f"--step is latest, best or a number, got {step!r}")
+    common.enable_compilation_cache()
+    return process_gen.load(values.checkpoint, weights=values.weights, step=step)
+
+
+def sampler_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """Settings out of KEY=VALUE texts; a value is a Python literal, or else a word.
+
+    Raises:
+      ConfigError: a text without "=".
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"--set={pair} is not KEY=VALUE, for example --set=guidance=2")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            found[key] = value
+    return found
+
+
+# ---- what reports say ----------------------------------------------------------------------------
+
+
+def provenance(
+    painter: Painter, *, mode: str, seed: int, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Which weights painted, and how: nested plain values, for reports and `--json`.
+
+    Raises:
+      ConfigError: a setting is unknown or out of range.
+    """
+    own = dataclasses.asdict(painter.config.sampler)
+    sampler = dataclasses.asdict(build(SamplerConfig, {**own, **settings}, "sampler"))
+    return {
+        "checkpoint": painter.meta.get("path"),
+        "step": painter.meta.get("step"),
+        "weights": painter.meta.get("weights"),
+        "mode": mode,
+        "seed": seed,
+        "dtype": painter.config.model.dtype,
+        "device": jax.devices()[0].device_kind,
+        "sampler": sampler,
+    }
+
+
+def as_json(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """`provenance` as the commands print it: the sampler's part is called `settings`."""
+    rest = {name: value for name, value in made_by.items() if name != "sampler"}
+    return {**rest, "settings": made_by["sampler"]}
+
+
+def history(painter: Painter) -> list[dict[str, Any]]:
+    """The training history beside the checkpoint; empty where there is none that can be read."""
+    path = painter.meta.get("path")
+    try:
+        return read_history(epath.Path(path).parent.parent / "metrics.jsonl") if path else []
+    except DataError:
+        return []
+
+
+def strokes_verdicts(trajectory: Trajectory) -> dict[str, bool] | None:
+    """What the oracle says; None without a requirement that it knows, or in another size."""
+    image = trajectory.final_image
+    if image is not None and image.shape[:2] != (SIZE, SIZE):
+        return None
+    return verdicts(trajectory, oracle.judge)
