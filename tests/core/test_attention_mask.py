@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from process_gen.core.attention_mask import NEVER, PAD_ORDER, dense_mask, draw, may_attend
-from process_gen.core.batch import Dropout, Lengths, Place, lay_out, pack
+from process_gen.core.batch import Lengths, Place, lay_out, pack
 from process_gen.core.configs import GrammarConfig
 from process_gen.core.grammar import Kind, Part, Segment, to_segments
-from process_gen.core.trajectory import Step, Trajectory, plan_text
 
 MODE = {Kind.TEXT: "causal", Kind.CLEAN: "full", Kind.UND: "full", Kind.NOISED: "noise"}
 
@@ -199,10 +200,11 @@ def test_draw():
         draw(order, start, end, "tn")
 
 
-def test_the_mask_drawn_in_the_documentation(ids, sizes):
-    """`docs/grammar.md` shows this drawing; print it again with the code there."""
-    sketch = np.zeros((8, 8, 3), np.uint8)
-    plan = plan_text("a", "a")
-    trajectory = Trajectory("dot", steps=(Step(plan, sketch, "fine"),), final_image=sketch)
-    run = lay_out(to_segments(trajectory, GrammarConfig()), ids, sizes, dropout=Dropout())
-    assert run.orders == 19
+def test_the_masks_drawn_in_the_documentation(capsys):
+    """The code in `docs/grammar.md` prints the drawings there; paste its output after a change."""
+    page = (Path(__file__).parents[2] / "docs" / "grammar.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "docs/grammar.md", "exec"), {})
+    printed = capsys.readouterr().out
+    drawn = re.findall(r"```text\n(  P .*?)```", page, re.DOTALL)
+    assert len(drawn) == 3 and printed == "".join(drawn)
