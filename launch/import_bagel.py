@@ -32,8 +32,10 @@ from process_gen.models.shapes import BAGEL
 
 def tokenizer_text(
     folder: Path, kind: str, settings: bagel_config.Settings, vocab_rows: int
-) -> str:
-    """The `tokenizer.json` of a folder, its ids compared with what `config.json` states.
+) -> tuple[str, str]:
+    """The `tokenizer.json` of a folder, and its fingerprint.
+
+    Its ids are compared with those that `config.json` states.
 
     Raises:
       DataError: the folder has no tokenizer, or its ids differ.
@@ -50,8 +52,9 @@ def tokenizer_text(
         text = qwen_tokenizer.bytes_json(ids, vocab_rows)
     else:
         text = qwen_tokenizer.from_folder(folder)
-    qwen_tokenizer.check_ids(BpeTokenizer(text, str(folder)), stated, vocab_rows)
-    return text
+    tokenizer = BpeTokenizer(text, str(folder))
+    qwen_tokenizer.check_ids(tokenizer, stated, vocab_rows)
+    return text, tokenizer.fingerprint
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -54,10 +54,11 @@ def main(values: flags.FlagValues) -> None:
     """Imports and says what came out."""
     source = Path(common.required(values, "source"))
 
-    def tokenizer(rows: int) -> str:
+    def tokenizer(rows: int) -> tuple[str, str]:
         text = qwen_tokenizer.from_folder(source)
-        qwen_tokenizer.check_ids(BpeTokenizer(text, str(source)), {}, rows)
-        return text
+        read = BpeTokenizer(text, str(source))
+        qwen_tokenizer.check_ids(read, {}, rows)
+        return text, read.fingerprint
 
     output = Path(common.required(values, "output"))
     config = qwen.import_folder(

@@ -67,7 +67,7 @@ def import_folder(
     source: Path,
     output: Path,
     shapes: Shapes,
-    tokenizer: Callable[[bagel_config.Settings, int], str],
+    tokenizer: Callable[[bagel_config.Settings, int], tuple[str, str]],
     weights: Literal["auto", "ema", "model"] = "auto",
 ) -> tuple[Config, list[str]]:
     """Reads an official folder into a new working directory.
@@ -76,7 +76,8 @@ def import_folder(
       source: the folder, or its file of weights (whose folder then has the rest).
       output: a folder that does not exist yet; it appears only when everything is in it.
       shapes: of the models.
-      tokenizer: settings and embedding rows to the text of a `tokenizer.json`; may refuse.
+      tokenizer: settings and embedding rows to the text of a `tokenizer.json` and its
+        fingerprint, with which samplers refuse another file; may refuse.
       weights: which file; "auto" prefers the averaged ones.
 
     Returns:
@@ -90,7 +91,7 @@ def import_folder(
         raise CheckpointError(f"{output}: exists already; choose a new folder")
     with _open(source, shapes, weights) as found:
         reader, model = found.reader, found.model
-        tokenizer_json = tokenizer(found.settings, model.vocab_size)
+        tokenizer_json, fingerprint = tokenizer(found.settings, model.vocab_size)
         _check_space(output, reader)
         part = output.with_name(f".{output.name}.part")
         shutil.rmtree(part, ignore_errors=True)
@@ -110,7 +111,10 @@ def import_folder(
                     timestep_shift=float(found.settings.main.get("timestep_shift", 1.0))
                 ),
             )
-            facts = {"imported": {"tensors": len(reader.infos), "notes": found.notes}}
+            facts = {
+                "tokenizer": fingerprint,
+                "imported": {"tensors": len(reader.infos), "notes": found.notes},
+            }
             streaming.write(part, config, stacked(found.entries, reader), facts)
             part.replace(output)
         finally:

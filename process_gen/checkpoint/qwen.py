@@ -30,7 +30,7 @@ def import_folder(
     base: Config,
     shapes: bagel.Shapes,
     draw: Callable[[ModelConfig, frozenset[str]], Mapping[str, np.ndarray]],
-    tokenizer: Callable[[int], str],
+    tokenizer: Callable[[int], tuple[str, str]],
     vae: Path | None = None,
 ) -> Config:
     """Reads a Qwen2 folder into a new working directory.
@@ -41,7 +41,7 @@ def import_folder(
       base: settings; those of the language model are replaced by the source's.
       shapes: of the models.
       draw: settings and paths to newly drawn weights at these paths.
-      tokenizer: embedding rows to the text of a `tokenizer.json`.
+      tokenizer: embedding rows to the text of a `tokenizer.json` and its fingerprint.
       vae: the autoencoder's file, needed with `model.codec="flux"`.
 
     Returns:
@@ -67,7 +67,7 @@ def import_folder(
             if _is_language(path)
         }
         plan = _plan(grouped, reader, stated, source)
-        tokenizer_json = tokenizer(model.vocab_size)
+        tokenizer_json, fingerprint = tokenizer(model.vocab_size)
         part = output.with_name(f".{output.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         try:
@@ -82,7 +82,8 @@ def import_folder(
             config = dataclasses.replace(base, model=model, data=data)
             drawn = draw(model, frozenset(set(flat) - set(plan)))
             arrays = _arrays(grouped, plan, reader, drawn, model)
-            streaming.write(part, config, arrays, {"imported": {"qwen": str(source.name)}})
+            facts = {"tokenizer": fingerprint, "imported": {"qwen": source.name}}
+            streaming.write(part, config, arrays, facts)
             part.replace(output)
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -61,7 +61,7 @@ def _import(source, output, base=BASE, vae=CHECKPOINT / "ae.safetensors"):
     def drawn(model, paths):
         return draw(model, paths, 0)
 
-    return qwen.import_folder(source, output, base, BAGEL, drawn, lambda rows: "{}", vae)
+    return qwen.import_folder(source, output, base, BAGEL, drawn, lambda rows: ("{}", "print"), vae)
 
 
 def test_both_experts_hold_the_source(source, tmp_path):
@@ -80,7 +80,9 @@ def test_both_experts_hold_the_source(source, tmp_path):
     assert np.std(params["und_encoder"]["patch_in"]["kernel"]) > 0
     # What comes out is a BAGEL folder like any other.
     bagel.export_folder(tmp_path / "D", tmp_path / "out")
-    again, notes = bagel.import_folder(tmp_path / "out", tmp_path / "E", BAGEL, lambda *_: "{}")
+    again, notes = bagel.import_folder(
+        tmp_path / "out", tmp_path / "E", BAGEL, lambda *_: ("{}", "print")
+    )
     assert notes == [] and again.model == config.model
 
 

@@ -6,12 +6,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from launch import common, export_bagel, import_bagel
+from launch import common, export_bagel, import_bagel, import_qwen
+from process_gen.checkpoint import manager
+from process_gen.data import qwen_tokenizer
 from process_gen.data.tokenizer import load_tokenizer
 
-CHECKPOINT = Path(__file__).parents[1] / "parity" / "fixtures" / "checkpoint"
+ROOT = Path(__file__).parents[2]
+CHECKPOINT = ROOT / "tests" / "parity" / "fixtures" / "checkpoint"
 
 
 def _run(command, *arguments, status=0, capsys):
@@ -56,6 +61,33 @@ def test_ids_that_contradict_the_config(tmp_path, capsys):
     arguments = [f"--source={tmp_path / 'source'}", f"--output={tmp_path / 'D'}"]
     printed = _run(import_bagel, *arguments, status=2, capsys=capsys)
     assert "says bos_token_id = 300, the tokenizer's files say 311" in printed.err
+
+
+def test_start_from_qwen_with_a_pixel_codec(tmp_path, capsys):
+    source = tmp_path / "qwen"
+    source.mkdir()
+    tensors = load_file(CHECKPOINT / "ema.safetensors")
+    named = {k.removeprefix("language_model."): v for k, v in tensors.items()}
+    kept = {k: v for k, v in named.items() if k.startswith(("model.", "lm_head"))}
+    kept = {k: v for k, v in kept.items() if "moe_gen" not in k}
+    save_file(kept, source / "model.safetensors")
+    stated = {"num_attention_heads": 4, "rope_theta": 1e4, "rms_norm_eps": 1e-6}
+    (source / "config.json").write_text(json.dumps({"model_type": "qwen3", **stated}))
+    ids = {"<|im_start|>": 256, "<|im_end|>": 257, "<|vision_start|>": 258, "<|vision_end|>": 259}
+    (source / "tokenizer.json").write_text(qwen_tokenizer.bytes_json(ids, 320))
+    printed = _run(
+        import_qwen,
+        f"--source={source}",
+        f"--output={tmp_path / 'D'}",
+        f"--config={ROOT / 'configs' / 'strokes_tiny.py'}",
+        capsys=capsys,
+    )
+    assert "3 layers of width 64" in printed.out
+    config, params, meta = manager.load_for_sampling(tmp_path / "D")
+    assert config.model.codec == "pixel" and config.model.latent_features == 192
+    norm = kept["model.layers.2.self_attn.q_norm.weight"]
+    np.testing.assert_array_equal(params["layers"]["gen"]["attention"]["q_norm"]["scale"][2], norm)
+    assert meta["tokenizer"] == load_tokenizer(config.data.tokenizer).fingerprint
 
 
 @pytest.mark.parametrize(
