@@ -310,3 +310,16 @@ def test_ids_outside_the_tables_are_refused(setup):
     step.check_batch(batch, config)
     with pytest.raises(ValueError, match="token is 640"):
         step.check_batch(batch._replace(token_BxT=batch.token_BxT * 0 + 640), config)
+
+
+def test_bfloat16_computes_about_the_same(setup):
+    config, fns, params = setup
+    half = tiny(dtype="bfloat16")
+    batch = three_rows(config)
+    key = jax.random.key(0)
+    full = jax.jit(step.make_eval_step(fns, config))(params, batch, key)
+    low = jax.jit(step.make_eval_step(functional.build(half.model), half))(params, batch, key)
+    for name in ("ce", "mse"):
+        assert low[name][0] == pytest.approx(float(full[name][0]), rel=0.05), name
+        assert low[name][0] != full[name][0], name  # it did compute in another type
+        assert low[name][0].dtype == jnp.float32
