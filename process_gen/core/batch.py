@@ -6,7 +6,7 @@ clean. Only attention sees both, and since the mask is computed from per-token i
 order of tokens does not matter: nothing is gathered or scattered.
 
 Positions (RoPE) and orders (mask) are different integers: a noised picture and its clean copy share
-a position but not an order (BAGEL, SPEC 2.2; `core.attention_mask`).
+a position but not an order, as in BAGEL (`core.attention_mask` has the orders' rule).
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GrammarConfig:
-    """What a trajectory shows the model, and what it is trained on (DESIGN 4).
+    """What a trajectory shows the model, and what it is trained on (docs/grammar.md).
 
     Attributes:
       context_images: copies of a painted picture that later tokens see.

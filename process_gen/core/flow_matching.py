@@ -1,6 +1,6 @@
 """The flow path: rectified flow between pictures and noise, for the loss and for the sampler.
 
-Signs, stated once (BAGEL, SPEC 3.3 and 4.4):
+Signs, stated once (those of BAGEL, `modeling/bagel/bagel.py` of its repository):
 
 * t = 0 is the clean picture x0, t = 1 is pure noise eps, ``x_t = (1 - t) x0 + t eps``;
 * the velocity points from data to noise, ``v = dx/dt = eps - x0``;
@@ -123,7 +123,7 @@ def guide(
     renorm: Renorm,
     renorm_min: float,
 ) -> jax.Array:
-    """Classifier-free guidance with two branches (BAGEL, SPEC 4.5).
+    """Classifier-free guidance with two branches (BAGEL, `modeling/bagel/bagel.py`).
 
     ``w = u_T + s_T (c - u_T)``, then ``w <- u_I + s_I (w - u_I)``; the result is shrunk so that it
     is no longer than the conditional velocity:

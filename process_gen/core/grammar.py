@@ -223,7 +223,7 @@ def to_segments(
     Args:
       trajectory: of mode "process" or "one_shot".
       settings: which copies are seen, which are targets.
-      supervise: "all" as DESIGN 4 says; "last_inspection" makes everything context but the last
+      supervise: "all" as docs/grammar.md says; "last_inspection" makes everything context but the last
         inspection, for critiques of other people's sketches.
 
     Raises:

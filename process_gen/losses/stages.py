@@ -3,7 +3,7 @@
     loss = w_ce  sum(s(stage) ce)  / N_ce  +  w_mse  sum(s(stage) mse) / N_mse
 
 N counts all supervised tokens of the kind in the whole global batch, whatever the number of packs,
-micro-batches or devices; scales s = 1 give BAGEL exactly (SPEC 3.3).
+micro-batches or devices; scales s = 1 give BAGEL's loss exactly.
 """
 
 from __future__ import annotations
