@@ -223,8 +223,8 @@ def to_segments(
     Args:
       trajectory: of mode "process" or "one_shot".
       settings: which copies are seen, which are targets.
-      supervise: "all" as docs/grammar.md says; "last_inspection" makes everything context but the last
-        inspection, for critiques of other people's sketches.
+      supervise: "all" as docs/grammar.md says; "last_inspection" makes everything context but the
+        last inspection, for critiques of other people's sketches.
 
     Raises:
       GrammarError: another mode, or a trajectory without what its mode needs.
