@@ -19,6 +19,7 @@ CORE = [
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "grain>=0.2.18,<0.3",
+    "tensorflow-datasets>=4.9.10,<4.10",
     "array_record>=0.8.5,<0.9",
     "ml-collections>=1.1,<2",
     "clu>=0.0.12,<0.1",

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import typing
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -58,6 +58,14 @@ class Source(Protocol):
         ...
 
 
+class Records(Protocol):
+    """Opened storage of trajectories."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Trajectory: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Generated:
     """Trajectories that a function makes from an index.
@@ -88,38 +96,37 @@ class Generated:
         return self.sketch(index)
 
 
-class Folder:
-    """Stored trajectories (`data.builders`)."""
+class Stored:
+    """Trajectories that something else keeps, such as a folder on disk."""
 
     fresh = False
 
-    def __init__(self, path: str, supervise: Supervise | None = None):
-        """Opens a trajectory folder; `supervise` None takes what its manifest says.
+    def __init__(self, records: Records, where: str, fingerprint: str, supervise: Any):
+        """Takes opened records; `supervise` is checked, for it comes from a file or a config.
 
         Raises:
-          DataError: it is none, or an unknown way of supervising.
+          DataError: there are none, or an unknown way of supervising.
         """
-        self._stored = TrajectoryFolder(path)
-        said = supervise or self._stored.manifest.get("supervise", "all")
-        if said not in typing.get_args(Supervise):
+        if supervise not in typing.get_args(Supervise):
             wanted = " or ".join(typing.get_args(Supervise))
-            raise DataError(f"{path}: supervise is {said!r}, wanted {wanted}")
-        self.supervise: Supervise = said
-        self.fingerprint = folder_fingerprint(self._stored.manifest)
-        if not len(self._stored):
-            raise DataError(f"{path} holds no trajectories")
+            raise DataError(f"{where}: supervise is {supervise!r}, wanted {wanted}")
+        if not len(records):
+            raise DataError(f"{where} holds no trajectories")
+        self._records = records
+        self.supervise: Supervise = supervise
+        self.fingerprint = fingerprint
 
     def __len__(self) -> int:
         """Number of trajectories."""
-        return len(self._stored)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> Trajectory:
         """Reads one."""
-        return self._stored[index]
+        return self._records[index]
 
     def outline(self, index: int) -> Trajectory:
         """The trajectory itself."""
-        return self._stored[index]
+        return self._records[index]
 
 
 def derived_seed(*parts: object) -> int:
@@ -150,14 +157,30 @@ def _strokes(
     return build
 
 
+def _check(config: SourceConfig, known: set[str]) -> None:
+    unknown = sorted(set(config.options) - known)
+    if unknown:
+        raise DataError(f"source {config.kind!r}: unknown option(s) {', '.join(unknown)}")
+    if not config.path:
+        raise DataError(f"source {config.kind!r} needs a path")
+
+
 def _folder(config: SourceConfig, seed: int, split: Split) -> Source:
     del seed, split  # a folder is what it is; training and held-out data are different folders
-    unknown = sorted(set(config.options) - {"supervise"})
-    if unknown:
-        raise DataError(f"source 'folder': unknown option(s) {', '.join(unknown)}")
-    if not config.path:
-        raise DataError("source 'folder' needs a path")
-    return Folder(config.path, config.options.get("supervise"))
+    _check(config, {"supervise"})
+    records = TrajectoryFolder(config.path)
+    said = config.options.get("supervise") or records.manifest.get("supervise", "all")
+    return Stored(records, config.path, folder_fingerprint(records.manifest), said)
+
+
+def _tfds(config: SourceConfig, seed: int, split: Split) -> Source:
+    from process_gen.data.tfds_builders import Prepared  # takes half a second
+
+    del seed
+    _check(config, {"split", "supervise"})
+    records = Prepared(config.path, config.options.get("split", split))
+    said = config.options.get("supervise") or records.manifest.get("supervise")
+    return Stored(records, config.path, records.fingerprint, said)
 
 
 KINDS: dict[str, Callable[[SourceConfig, int, Split], Source]] = {
@@ -166,6 +189,7 @@ KINDS: dict[str, Callable[[SourceConfig, int, Split], Source]] = {
     "strokes_plans": _strokes(lambda rng, trajectory: text_only(trajectory)),
     "strokes_critique": _strokes(critique_only, "last_inspection"),
     "folder": _folder,
+    "tfds": _tfds,
 }
 
 
