@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import jax
 import jax.numpy as jnp
 
-from process_gen.core.patches import unpatchify
+from process_gen.core.configs import ModelConfig
+from process_gen.core.patches import patchify, unpatchify
+from process_gen.models.flux_codec import FluxCodec
+
+
+class Codec(Protocol):
+    """What painting needs of a codec; `params` are its frozen weights, None where it has none.
+
+    Attributes:
+      side: side of a latent token's square in pixels.
+    """
+
+    @property
+    def side(self) -> int:
+        """See above."""
+        ...
+
+    def encode_pictures(self, params: Any, image_NxHxWx3: jax.Array) -> jax.Array:
+        """uint8 pictures of one size to latent tokens ``float32[N, n, P]``."""
+        ...
+
+    def decode(self, params: Any, latent_NxMxP: jax.Array, rows: int, columns: int) -> jax.Array:
+        """Latents of a grid of rows x columns tokens to ``uint8[N, H, W, 3]``."""
+        ...
+
+
+def build(cfg: ModelConfig) -> Codec:
+    """The codec of a model."""
+    return FluxCodec(cfg.vae, cfg.patch) if cfg.codec == "flux" else PixelCodec(cfg.patch)
 
 
 def normalise(pixels: jax.Array) -> jax.Array:
@@ -25,10 +55,21 @@ class PixelCodec:
         """`patch` is the side of a token's square in pixels."""
         self.patch = patch
 
+    @property
+    def side(self) -> int:
+        """Side of a token's square in pixels."""
+        return self.patch
+
     def encode(self, patches_BxNxP: jax.Array) -> jax.Array:
         """uint8 patches to latents in [-1, 1]."""
         return normalise(patches_BxNxP)
 
-    def decode(self, latent_BxNxP: jax.Array, rows: int, columns: int) -> jax.Array:
-        """Latents of a grid of rows x columns tokens to ``uint8[B, H, W, 3]``."""
+    def encode_pictures(self, params: Any, image_NxHxWx3: jax.Array) -> jax.Array:
+        """uint8 pictures to latents ``float32[N, n, P]`` in [-1, 1]; there are no `params`."""
+        del params
+        return self.encode(patchify(image_NxHxWx3, self.patch))
+
+    def decode(self, params: Any, latent_BxNxP: jax.Array, rows: int, columns: int) -> jax.Array:
+        """Latents of a grid of rows x columns tokens to ``uint8[B, H, W, 3]``; no `params`."""
+        del params
         return unpatchify(quantise(latent_BxNxP), self.patch, rows, columns)

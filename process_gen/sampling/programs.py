@@ -376,7 +376,7 @@ class Programs:
         grid = jnp.asarray(flow.time_grid(steps, sampler.timestep_shift))
         latents = flow.integrate(velocity, eps, grid, sampler.solver)
         rows_columns = (self.size[0] // model.patch, self.size[1] // model.patch)
-        return PixelCodec(model.patch).decode(latents, *rows_columns)
+        return PixelCodec(model.patch).decode(None, latents, *rows_columns)
 
     def _latent_ids(self) -> np.ndarray:
         model = self.config.model

@@ -22,8 +22,8 @@ def test_a_picture_survives_the_codec():
     codec = PixelCodec(8)
     latent = codec.encode(jnp.asarray(patchify(picture, 8)))
     assert latent.shape == (1, 6, 192)
-    np.testing.assert_array_equal(codec.decode(latent, 2, 3), picture)
-    assert not np.array_equal(codec.decode(latent, 3, 2).reshape(-1), picture.reshape(-1))
+    np.testing.assert_array_equal(codec.decode(None, latent, 2, 3), picture)
+    assert not np.array_equal(codec.decode(None, latent, 3, 2).reshape(-1), picture.reshape(-1))
 
 
 def test_patches_run_row_by_row_channel_fastest():

@@ -183,7 +183,7 @@ def test_cached_pieces_equal_one_forward_pass(context_images):
         elif segment.kind is Kind.NOISED:
             c, u = velocities[targets], dropped[targets]
             for guided, v in ((False, c), (True, u + 2.0 * (c - u))):
-                wanted = PixelCodec(8).decode(jnp.asarray(eps - v)[None], 4, 4)[0]
+                wanted = PixelCodec(8).decode(None, jnp.asarray(eps - v)[None], 4, 4)[0]
                 difference = walk.denoise(guided).astype(int) - np.asarray(wanted).astype(int)
                 assert np.abs(difference).max() <= 1
             targets += 1

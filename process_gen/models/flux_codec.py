@@ -1,0 +1,69 @@
+"""BAGEL's codec: latent tokens are patches of what the FLUX autoencoder makes of a picture.
+
+The functions are pure and take the autoencoder's weights (`models.vae`) first. Pictures of one call
+have one size: padding to a common size would change the group norms and with them the latents.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from process_gen.core.encoder_sizes import VaeSizes
+from process_gen.core.patches import patchify, unpatchify
+from process_gen.models import vae
+
+
+class FluxCodec:
+    """Pictures to latent tokens and back; P is ``patch * patch * latent_channels``."""
+
+    def __init__(self, sizes: VaeSizes, patch: int):
+        """Describes the codec; no array is made here.
+
+        Args:
+          sizes: of the autoencoder.
+          patch: side of a token's square in latent cells.
+        """
+        self.sizes = sizes
+        self.patch = patch
+        self._moments, _, self._decode = vae.functions(sizes)
+
+    @property
+    def side(self) -> int:
+        """Side of a token's square in pixels."""
+        return self.patch * self.sizes.downsample
+
+    def moments(self, params: Any, image_NxHxWx3: jax.Array) -> jax.Array:
+        """``float32[N, n, 2P]`` of uint8 pictures: mean, then log-variance, row-major over tokens.
+
+        Inside either half the order is row, column, channel, the channel running fastest. Both are
+        before scale and shift.
+        """
+        pixels = (image_NxHxWx3.astype(jnp.float32) / 255.0 - 0.5) / 0.5
+        parts = [patchify(part, self.patch) for part in self._moments(params, pixels)]
+        return jnp.concatenate(parts, -1)
+
+    def sample(self, moments_NxMx2P: jax.Array, eps_NxMxP: jax.Array | None) -> jax.Array:
+        """Latent tokens of `moments`, scaled and shifted; without noise those of the mean."""
+        mean, log_variance = jnp.split(moments_NxMx2P, 2, -1)
+        return vae.sample_latent(mean, log_variance, eps_NxMxP, self.sizes)
+
+    def encode_pictures(self, params: Any, image_NxHxWx3: jax.Array) -> jax.Array:
+        """Latent tokens ``float32[N, n, P]`` of the mean, one picture after the other."""
+
+        def one(image: jax.Array) -> jax.Array:
+            return self.sample(self.moments(params, image[None]), None)[0]
+
+        return jax.lax.map(one, image_NxHxWx3)
+
+    def decode(self, params: Any, latent_NxMxP: jax.Array, rows: int, columns: int) -> jax.Array:
+        """Latents of a grid of rows x columns tokens to ``uint8[N, H, W, 3]``.
+
+        Values are clipped and then *truncated*, as the reference does (SPEC 4.4). Pictures pass one
+        after the other: the widest level of one of 1024 x 1024 pixels takes half a gigabyte.
+        """
+        latents = unpatchify(latent_NxMxP, self.patch, rows, columns)
+        pixels = jax.lax.map(lambda one: self._decode(params, one[None])[0], latents)
+        return (jnp.clip(pixels * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(jnp.uint8)
