@@ -1,7 +1,7 @@
 """The settings that a BAGEL folder implies: sizes from its tensors, the rest from its JSON files.
 
-Released `config.json` files state sizes that the weights do not have (SPEC 1.1), so every size is
-read from a tensor, and a file that says otherwise is only reported.
+Released `config.json` files state sizes that the weights do not have (docs/bagel.md), so every size
+is read from a tensor, and a file that says otherwise is only reported.
 """
 
 from __future__ import annotations

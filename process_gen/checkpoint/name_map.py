@@ -1,4 +1,4 @@
-"""Which tensor of the official BAGEL files is which array of ours (SPEC 1.3 and 1.4).
+"""Which tensor of the official BAGEL files is which array of ours.
 
 The table is driven by our own parameter tree, whose shapes therefore decide which official keys,
 with which shapes, a checkpoint must hold. Torch stores a linear map as (out, in) and a convolution

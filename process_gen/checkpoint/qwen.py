@@ -1,4 +1,4 @@
-"""Starting without BAGEL: a Qwen2 or Qwen2.5 folder becomes both experts of a new model (SPEC 2.9).
+"""Starting without BAGEL: a Qwen2 or Qwen2.5 folder becomes both experts of a new model.
 
 Every und weight is copied into its gen twin; norms of queries and keys, which Qwen2 does not have,
 start at one; everything around the language model is drawn by the model's own initialisation, whose

@@ -1,4 +1,5 @@
-"""Bringing pictures of any size into the sizes that BAGEL was trained with (SPEC 3.6).
+"""Bringing pictures of any size into the sizes that BAGEL was trained with (`data/transforms.py` of
+its repository, github.com/ByteDance-Seed/Bagel).
 
 Pillow resizes, for its bicubic filter is widened when a picture shrinks; `jax.image.resize`
 gives other pixels. Arrays are [H, W, 3], uint8 or float32 in [-1, 1].
@@ -90,12 +91,12 @@ def normalise(pixels: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """A decoder's output in about [-1, 1] to uint8, clipped and then *truncated* (SPEC 4.4)."""
+    """A decoder's output in about [-1, 1] to uint8, clipped and then *truncated*, as in BAGEL."""
     return (np.clip(pixels * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def context_pictures(image: Image.Image, *, latent: bool) -> tuple[np.ndarray | None, np.ndarray]:
-    """The two copies of an input picture that a context takes at inference (SPEC 4.6).
+    """The two copies of an input picture that a context takes at inference (`inferencer.py`).
 
     The understanding copy is made from the one that was already resized for the autoencoder, also
     where that copy itself is left out (understanding).

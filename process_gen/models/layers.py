@@ -90,7 +90,7 @@ class SwiGLU(nnx.Module):
 def time_features(t: jax.Array, features: int) -> jax.Array:
     """Sinusoids of t in [0, 1] (not times 1000), cosines first; float32 ``[..., features]``.
 
-    Source: SPEC 2.5.
+    Source: `TimestepEmbedder` of BAGEL, `modeling/bagel/modeling_utils.py` of its repository.
     """
     half = features // 2
     frequency = jnp.exp(-math.log(1e4) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -107,7 +107,7 @@ def rotary(position: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array,
 
 
 def rotate(x_BxSxHxDh: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates halves (the first with the second, not neighbours), in float32 (SPEC 2.1)."""
+    """Rotates halves as Qwen2 does (the first with the second, not neighbours), in float32."""
     x = x_BxSxHxDh.astype(jnp.float32)
     first, second = jnp.split(x, 2, -1)
     cos, sin = cos[:, :, None], sin[:, :, None]
@@ -116,7 +116,7 @@ def rotate(x_BxSxHxDh: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def sincos_table(side: int, width: int) -> np.ndarray:
-    """The frozen 2-D position table, float32 ``[side * side, width]`` (SPEC 2.4).
+    """The frozen 2-D position table, float32 ``[side * side, width]``, of BAGEL.
 
     Row ``r * side + c`` is ``[sin(c w), cos(c w), sin(r w), cos(r w)]``, the column first, with
     ``w_j = 10000^(-j / (width / 4))``.

@@ -79,7 +79,7 @@ class Expert(nnx.Module):
         """Pre-norm block; residual branches start at 1/sqrt(2 L) of unit scale.
 
         A frozen expert's tokens pass no gradient on: not to its weights, nor to the other expert's
-        tokens that they attend to (BAGEL's `freeze_und`, SPEC 2.1).
+        tokens that they attend to (`freeze_und` in BAGEL's `modeling/bagel/qwen2_navit.py`).
         """
         out_scale = (2 * cfg.num_layers) ** -0.5
         norm = {"name": axes.EMBED, "eps": cfg.norm_eps, "param_dtype": cfg.param_dtype}

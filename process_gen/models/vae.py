@@ -1,4 +1,5 @@
-"""The FLUX image autoencoder that BAGEL paints with (SPEC 2.8).
+"""The FLUX image autoencoder that BAGEL paints with (`modeling/autoencoder.py` of its repository,
+github.com/ByteDance-Seed/Bagel).
 
 Pictures are [N, Y, X, 3] in [-1, 1]; a latent is [N, Y / 8, X / 8, 16] in the released sizes,
 channels last. Sides must be multiples of `VaeSizes.downsample`. The autoencoder is frozen

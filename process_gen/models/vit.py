@@ -1,4 +1,5 @@
-"""The SigLIP-NaViT understanding encoder and its connector (SPEC 2.6).
+"""The SigLIP-NaViT understanding encoder and its connector, those of BAGEL
+(`modeling/bagel/siglip_navit.py` of github.com/ByteDance-Seed/Bagel).
 
 Images of any sizes lie side by side in one packed row of patches; the interval attention with order
 = from = to = image number keeps each image to itself, and nothing is padded to a common size.

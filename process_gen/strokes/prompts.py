@@ -1,6 +1,6 @@
 """Prompts of the seven tags, in GenEval's metadata schema, and which of them are held out.
 
-A requirement is the plain dict of one JSON line (DESIGN 6.1, fixed):
+A requirement is the plain dict of one JSON line (docs/strokes.md; fixed):
 `{"tag", "include": [{"class", "count", "color"?, "position"?: [relation, index]}], "exclude":
 [{"class", "count"}], "prompt"}`. As in GenEval a `position` points to the index of another include
 item, so the group a relation refers to comes first: "a square left of a red circle" is
@@ -198,7 +198,7 @@ def _tag_of(groups: list[Group], relation: str | None) -> str | None:
 
 
 def held_out(prompt: str) -> bool:
-    """Whether a prompt must never be trained on (DESIGN 6.1); False for foreign text."""
+    """Whether a prompt must never be trained on (docs/strokes.md); False for foreign text."""
     stated = parse(prompt)
     return stated is not None and stated["tag"] in HELD_OUT_TAGS and _hash_is_held_out(prompt)
 

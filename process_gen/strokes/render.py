@@ -1,4 +1,4 @@
-"""Paints a scene: anti-aliased shapes on a dark 32 x 32 canvas (geometry of DESIGN 6.1).
+"""Paints a scene: anti-aliased shapes on a dark 32 x 32 canvas (geometry: docs/strokes.md).
 
 A sprite is a shape's coverage of its 12 x 12 pixel patch, estimated from 16 x 16 points a pixel
 and cached. Sprites are laid over each other in painting order, in sRGB values, rounded once at the

@@ -1,4 +1,4 @@
-"""What can be on a canvas, and where: nine cells, four shapes, seven colours (DESIGN 6.1, fixed).
+"""What can be on a canvas, and where: nine cells, four shapes, seven colours (docs/strokes.md).
 
 Coordinates are pixels, x to the right and y down, and pixel i covers [i, i + 1).
 """

@@ -66,7 +66,7 @@ def _held() -> dict[str, tuple[int, ...]]:
 
 
 def test_released_sizes():
-    """The counts, and one shape of every kind, that SPEC 1.3 states for `ema.safetensors`."""
+    """The counts, and one shape of every kind, of the released `ema.safetensors`."""
     shapes = {entry.key: entry.shape for entry in _entries(RELEASED)}
     side, width = RELEASED.latent_grid, RELEASED.width
     shapes["latent_pos_embed.pos_embed"] = (side**2, width)

@@ -1,4 +1,4 @@
-"""Sizes, resizing and pixel types of pictures, against the numbers of SPEC 3.6."""
+"""Sizes, resizing and pixel types of pictures, against those of BAGEL's code."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_attention_in_parts_equals_whole(case, model, monkeypatch):
 
 
 def test_released_sizes():
-    """The count that SPEC 1.4 states for the released `ae.safetensors`."""
+    """Number and total size of the tensors in the released `ae.safetensors`."""
     entries = name_map.vae_entries(vae_shapes(VaeSizes()))
     assert len(entries) == len({e.key for e in entries}) == 244
     assert sum(int(np.prod(e.shape)) for e in entries) == 83_819_683
