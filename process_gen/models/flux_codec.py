@@ -61,7 +61,7 @@ class FluxCodec:
     def decode(self, params: Any, latent_NxMxP: jax.Array, rows: int, columns: int) -> jax.Array:
         """Latents of a grid of rows x columns tokens to ``uint8[N, H, W, 3]``.
 
-        Values are clipped and then *truncated*, as the reference does (SPEC 4.4). Pictures pass one
+        Values are clipped and then *truncated*, as the reference does. Pictures pass one
         after the other: the widest level of one of 1024 x 1024 pixels takes half a gigabyte.
         """
         latents = unpatchify(latent_NxMxP, self.patch, rows, columns)
