@@ -28,7 +28,7 @@ from process_gen.core.errors import DataError
 from process_gen.core.trajectory import Trajectory, validate
 from process_gen.data.builders import length_summary, write_folder
 from process_gen.data.packing import BAD, draw, measure_source
-from process_gen.data.pipeline import patch_sizes
+from process_gen.data.pipeline import patch_sizes, picture_rule
 from process_gen.data.sources import Source, build_source
 from process_gen.data.tokenizer import load_tokenizer
 from process_gen.report.html import write_report
@@ -91,7 +91,13 @@ def make_data(config: Config, out: str, *, show: int = 0, shards: int = 1, limit
     picked = _Picked(config, limit)
     tokenizer = load_tokenizer(config.data.tokenizer)
     measured = measure_source(
-        picked, 0, len(picked), config.data.grammar, tokenizer, patch_sizes(config)
+        picked,
+        0,
+        len(picked),
+        config.data.grammar,
+        tokenizer,
+        patch_sizes(config),
+        picture_rule(config),
     )
     if measured.reasons:
         index, reason = measured.reasons[0]

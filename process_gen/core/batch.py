@@ -116,10 +116,18 @@ class PatchSizes:
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
-    """Chances that a noised copy is trained without its plan, and without any context."""
+    """Chances of what is taken away while training.
+
+    Attributes:
+      text, prompt: that a noised copy is trained without its plan, and without any context.
+      vae, vit: that a clean latent copy, or an understanding copy, of a painted picture is seen by
+        its own inspection at most.
+    """
 
     text: float = 0.0
     prompt: float = 0.0
+    vae: float = 0.0
+    vit: float = 0.0
 
 
 class Lengths(NamedTuple):
@@ -260,6 +268,28 @@ def _spots(
     return spots, order
 
 
+def _hide_copies(
+    segments: Sequence[Segment], rng: np.random.Generator | None, dropout: Dropout
+) -> list[Segment]:
+    """Ends the visibility of dropped context copies.
+
+    The inspection of a picture keeps every copy of it: what it says is to be seen, not guessed.
+    """
+    chance = {Kind.CLEAN: dropout.vae, Kind.UND: dropout.vit}
+    out = list(segments)
+    inspection: int | None = None  # of the picture that the walk from the end is at
+    for index in range(len(out) - 1, -1, -1):
+        segment = out[index]
+        if segment.kind is Kind.TEXT:
+            inspection = index if segment.stage is Stage.INSPECT else None
+        elif rng is not None and segment.hidden_after is None:
+            p = chance.get(segment.kind, 0.0)
+            if p and rng.random() < p:
+                last = index if inspection is None else inspection
+                out[index] = dataclasses.replace(segment, hidden_after=last)
+    return out
+
+
 def lay_out(
     segments: Sequence[Segment],
     ids: TokenIds,
@@ -274,7 +304,8 @@ def lay_out(
       segments: of one trajectory, as `grammar.to_segments` gives them.
       ids: special tokens and the encoder.
       sizes: how pictures are cut.
-      dropout: chances of a noised copy to lose its plan or its whole context.
+      dropout: chances of a noised copy to lose its plan or its whole context, and of context copies
+        to be hidden from what comes later.
       rng: draws the dropout; None drops nothing.
 
     Raises:
@@ -282,6 +313,7 @@ def lay_out(
     """
     encoded = [ids.encode(s.text) if s.kind is Kind.TEXT else () for s in segments]
     spots, orders = _spots(segments, encoded, rng, dropout)
+    segments = _hide_copies(segments, rng, dropout)
     text: list[np.ndarray] = []
     und: list[np.ndarray] = []
     gen: list[np.ndarray] = []

@@ -113,6 +113,11 @@ class ModelConfig:
         )
 
     @property
+    def latent_side(self) -> int:
+        """Pixels a side of one latent token's square."""
+        return self.patch * (self.vae.downsample if self.codec == "flux" else 1)
+
+    @property
     def latent_features(self) -> int:
         """Features of one latent token."""
         return self.patch * self.patch * self.codec_channels
@@ -136,6 +141,8 @@ class GrammarConfig:
       text_dropout: probability that a noised copy is trained without its plan (it takes the order
         slot before the plan), for text guidance.
       prompt_dropout: probability that it is trained without any context.
+      vae_dropout, vit_dropout: probability that a clean latent copy, or an understanding copy, of a
+        painted picture is seen by its own inspection at most, and by nothing that comes later.
     """
 
     context_images: Literal["vae+vit", "vit", "vae"] = "vae+vit"
@@ -144,6 +151,8 @@ class GrammarConfig:
     noise_copies: int = 1
     text_dropout: float = 0.1
     prompt_dropout: float = 0.0
+    vae_dropout: float = 0.0
+    vit_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -152,6 +161,8 @@ class GrammarConfig:
             "data.grammar",
             text_dropout=self.text_dropout,
             prompt_dropout=self.prompt_dropout,
+            vae_dropout=self.vae_dropout,
+            vit_dropout=self.vit_dropout,
         )
         _check(
             self.text_dropout + self.prompt_dropout <= 1.0,
@@ -193,6 +204,9 @@ class DataConfig:
     Attributes:
       tokenizer: path of a `tokenizer.json`; empty for the committed Strokes one.
       sources, eval_sources: mixtures for training and for the fixed held-out split.
+      image_size: side in pixels that pictures are resized to before they become latent tokens; 0
+        leaves them as they are, which only model.codec="pixel" can take.
+      und_size: the same before they become understanding patches.
       text_len, und_len, gen_len: T, V and G of a pack.
       rows: packs in a global batch.
       eval_rows: packs of the held-out split, all evaluated each time.
@@ -205,6 +219,8 @@ class DataConfig:
     sources: tuple[SourceConfig, ...] = (SourceConfig("strokes"),)
     eval_sources: tuple[SourceConfig, ...] = ()
     grammar: GrammarConfig = GrammarConfig()
+    image_size: int = 0
+    und_size: int = 0
     text_len: int = 448
     und_len: int = 112
     gen_len: int = 224
@@ -221,7 +237,7 @@ class DataConfig:
             self.und_len >= 0 and self.gen_len >= 0,
             "data.und_len and data.gen_len must be >= 0",
         )
-        for name in ("eval_rows", "prefetch"):
+        for name in ("image_size", "und_size", "eval_rows", "prefetch"):
             value = getattr(self, name)
             _check(value >= 0, f"data.{name} must be >= 0, got {value}")
         _check(len(self.sources) > 0, "data.sources is empty")
@@ -282,6 +298,9 @@ class OptimizerConfig:
       weight_decay: decoupled, on matrices only.
       clip_norm: largest global gradient norm.
       ema_decay: of the averaged weights; 0 keeps none.
+      ema_warmup: whether the decay rises to `ema_decay` from a low value, which forgets random
+        initial weights; False uses it from the first step on, for weights that were trained.
+      frozen: top-level names of weights that stay as they are, such as "und_encoder" or "embed".
       accumulate: micro-batches a step.
     """
 
@@ -300,6 +319,8 @@ class OptimizerConfig:
     muon_beta: float = 0.95
     muon_steps: int = 5
     ema_decay: float = 0.999
+    ema_warmup: bool = True
+    frozen: tuple[str, ...] = ()
     accumulate: int = 1
 
     def __post_init__(self) -> None:
@@ -334,7 +355,10 @@ class TrainConfig:
       log_every, eval_every, save_every: in steps; 0 never.
       keep: newest checkpoints kept, besides the best.
       best_metric: name in the evaluation metrics; lower is better unless it ends in "exact".
-      init_from: a checkpoint whose weights the run starts from.
+      init_from: a checkpoint whose weights the run starts from. With model.codec="flux" the frozen
+        autoencoder comes from there too.
+      init_model: whether `init_from` also decides the sizes of the model and, where
+        `data.tokenizer` is empty, the tokenizer.
     """
 
     steps: int = 1000
@@ -346,6 +370,7 @@ class TrainConfig:
     keep: int = 2
     best_metric: str = "loss"
     init_from: str = ""
+    init_model: bool = False
 
     def __post_init__(self) -> None:
         """Checks ranges."""

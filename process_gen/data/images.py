@@ -8,11 +8,13 @@ gives other pixels. Arrays are [H, W, 3], uint8 or float32 in [-1, 1].
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from process_gen.core.errors import DataError
+from process_gen.core.grammar import Kind, Segment
 
 DEFAULT_MAX_PIXELS = 14 * 14 * 9 * 1024
 
@@ -74,6 +76,61 @@ VAE = Resize(1024, 512, 16)
 VIT_EDIT = Resize(518, 224, 14)
 VIT_QUESTIONS = Resize(980, 378, 14, 2_007_040)
 VIT_INFERENCE = Resize(980, 224, 14)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What a run does with pictures before they are cut into tokens.
+
+    Attributes:
+      latent: for the copies that become latent tokens; None leaves them as they are. All of them
+        must come out as squares of one size, for the autoencoder encodes them together.
+      und: for the copies that become understanding patches.
+    """
+
+    latent: Resize | None = None
+    und: Resize | None = None
+
+    def __call__(self, segments: Sequence[Segment], blank: bool = False) -> list[Segment]:
+        """The segments of one trajectory with their pictures resized.
+
+        Args:
+          segments: from `core.grammar.to_segments`.
+          blank: whether the sizes alone matter, as for measuring lengths.
+
+        Raises:
+          DataError: a picture is not square where it must be.
+        """
+        made: dict[tuple[int, bool], np.ndarray] = {}
+        out = []
+        for segment in segments:
+            und = segment.kind is Kind.UND
+            rule = self.und if und else self.latent
+            if segment.image is None or rule is None:
+                out.append(segment)
+                continue
+            key = (id(segment.image), und)  # noised and clean copies share their picture
+            if key not in made:
+                made[key] = _resized(segment.image, rule, square=not und, blank=blank)
+            out.append(dataclasses.replace(segment, image=made[key]))
+        return out
+
+
+def square_rule(size: int, side: int) -> Resize | None:
+    """The rule that makes a square of about `size` pixels out of a square; 0 is no rule."""
+    return Resize(size, size, side) if size else None
+
+
+def _resized(image: np.ndarray, rule: Resize, *, square: bool, blank: bool) -> np.ndarray:
+    height, width = image.shape[:2]
+    if square and height != width:
+        raise DataError(f"a picture of {width}x{height} px; with data.image_size all are square")
+    new_width, new_height = rule.size(width, height)
+    if (new_height, new_width) == (height, width):
+        return image
+    if blank:
+        return np.broadcast_to(np.uint8(0), (new_height, new_width, 3))
+    return np.asarray(rule(Image.fromarray(image)))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -28,6 +28,7 @@ from process_gen.core.batch import PatchSizes, measure, table_ids
 from process_gen.core.configs import GrammarConfig, to_mapping
 from process_gen.core.errors import DataError, ProcessGenError
 from process_gen.core.grammar import Kind, Segment, to_segments
+from process_gen.data.images import Pictures
 from process_gen.data.sources import Source
 from process_gen.data.tokenizer import Tokenizer, token_ids
 
@@ -37,6 +38,8 @@ _KEPT_REASONS = 100
 _UNIT = 1 << 20  # a full stream; integers, so that plans agree on every machine
 
 logger = logging.getLogger(__name__)
+
+_AS_THEY_ARE = Pictures()
 
 
 # ---- lengths -------------------------------------------------------------------------------------
@@ -79,6 +82,7 @@ def measure_source(
     grammar: GrammarConfig,
     tokenizer: Tokenizer,
     sizes: PatchSizes,
+    pictures: Pictures = _AS_THEY_ARE,
 ) -> Measured:
     """Measures the trajectories ``start..stop`` of a source; see `cached_lengths`."""
     length_Nx3 = np.full((stop - start, 3), BAD, np.int32)
@@ -88,6 +92,7 @@ def measure_source(
     for index in range(start, stop):
         try:
             segments = to_segments(source.outline(index), grammar, source.supervise)
+            segments = pictures(segments, blank=True)
             _check_pictures(segments, sizes, fitting)
             length_Nx3[index - start] = measure(segments, ids, sizes)
         except ProcessGenError as error:
@@ -107,10 +112,16 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def settings_key(grammar: GrammarConfig, tokenizer: Tokenizer, sizes: PatchSizes) -> str:
+def settings_key(
+    grammar: GrammarConfig,
+    tokenizer: Tokenizer,
+    sizes: PatchSizes,
+    pictures: Pictures = _AS_THEY_ARE,
+) -> str:
     """Hash of what decides a trajectory's lengths besides the trajectory itself."""
     shape = {k: v for k, v in to_mapping(grammar).items() if not k.endswith("dropout")}
-    return digest(shape, tokenizer.fingerprint, dataclasses.asdict(sizes))
+    resized = [] if pictures == _AS_THEY_ARE else [dataclasses.asdict(pictures)]
+    return digest(shape, tokenizer.fingerprint, dataclasses.asdict(sizes), *resized)
 
 
 def _code_key() -> str:
@@ -152,17 +163,18 @@ def cached_lengths(
     grammar: GrammarConfig,
     tokenizer: Tokenizer,
     sizes: PatchSizes,
+    pictures: Pictures = _AS_THEY_ARE,
 ) -> Measured:
     """Lengths of the trajectories ``start..stop`` of a source, from disk when they were measured.
 
     A damaged cache file is rebuilt, with a warning.
     """
-    settings = settings_key(grammar, tokenizer, sizes)
+    settings = settings_key(grammar, tokenizer, sizes, pictures)
     where = (source.fingerprint, source.supervise, start, stop)
     path = cache_dir() / f"{digest(CACHE_VERSION, _code_key(), settings, *where)}.npz"
     measured = _read_cache(path, stop - start)
     if measured is None:
-        measured = measure_source(source, start, stop, grammar, tokenizer, sizes)
+        measured = measure_source(source, start, stop, grammar, tokenizer, sizes, pictures)
         _write_cache(path, measured)
     return measured
 

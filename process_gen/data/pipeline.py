@@ -30,6 +30,7 @@ from process_gen.core.batch import (
 from process_gen.core.configs import Config, SourceConfig
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.grammar import to_segments
+from process_gen.data.images import Pictures, square_rule
 from process_gen.data.packing import (
     Plan,
     cached_lengths,
@@ -56,10 +57,19 @@ def patch_sizes(config: Config) -> PatchSizes:
     """How the model of a config cuts pictures."""
     model = config.model
     return PatchSizes(
-        latent=model.patch,
+        latent=model.latent_side,
         und=model.und_patch,
         latent_grid=model.latent_grid,
         und_grid=model.und_grid,
+    )
+
+
+def picture_rule(config: Config) -> Pictures:
+    """How the data of a config resizes pictures."""
+    data, model = config.data, config.model
+    return Pictures(
+        latent=square_rule(data.image_size, model.latent_side),
+        und=square_rule(data.und_size, model.und_patch),
     )
 
 
@@ -97,6 +107,7 @@ class Rows:
             raise ConfigError(f"data.seed must be >= 0, got {data.seed}")
         self._seed = data.seed if split == "train" else 0
         self._grammar, self._sizes, self._dropout = data.grammar, patch_sizes(config), dropout
+        self._pictures = picture_rule(config)
         self._tokenizer = load_tokenizer(data.tokenizer)
         if self._tokenizer.vocab_size > config.model.vocab_size:
             raise ConfigError(
@@ -134,7 +145,13 @@ class Rows:
             first = epoch * count if source.fresh else 0
             stop = first + count if source.fresh else len(source)
             measured = cached_lengths(
-                source, first, stop, self._grammar, self._tokenizer, self._sizes
+                source,
+                first,
+                stop,
+                self._grammar,
+                self._tokenizer,
+                self._sizes,
+                self._pictures,
             )
             mine_N = source_N == number
             length_Nx3[mine_N] = measured.length_Nx3[index_N[mine_N] - first]
@@ -157,7 +174,7 @@ class Rows:
         return plan
 
     def _key(self) -> str:
-        settings = settings_key(self._grammar, self._tokenizer, self._sizes)
+        settings = settings_key(self._grammar, self._tokenizer, self._sizes, self._pictures)
         return digest(settings, [(s.fingerprint, s.supervise) for s in self._sources])
 
     def _report(self, epoch: int, plan: Plan) -> None:
@@ -237,7 +254,7 @@ class Rows:
 
     def _build(self, source: int, index: int, rng: np.random.Generator) -> Run:
         own = self._sources[source]
-        segments = to_segments(own[index], self._grammar, own.supervise)
+        segments = self._pictures(to_segments(own[index], self._grammar, own.supervise))
         return lay_out(segments, self._ids, self._sizes, dropout=self._dropout, rng=rng)
 
     def skipped(self) -> Skipped:
@@ -259,7 +276,12 @@ class TrainIterator:
                 f"({process_count}), and process {process_index} one of them"
             )
         grammar = config.data.grammar
-        dropout = Dropout(text=grammar.text_dropout, prompt=grammar.prompt_dropout)
+        dropout = Dropout(
+            text=grammar.text_dropout,
+            prompt=grammar.prompt_dropout,
+            vae=grammar.vae_dropout,
+            vit=grammar.vit_dropout,
+        )
         self._rows_per_batch = rows
         self._prefetch = config.data.prefetch
         self._rows = Rows(config, config.data.sources, "train", dropout)
