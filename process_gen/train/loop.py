@@ -83,7 +83,8 @@ def fit(
     mesh: Mesh,
     hooks: Mapping[str, Hook] | None = None,
     writer: writers.MetricWriter | None = None,
-    check_batch: Callable[[Any], None] | None = None,
+    check_batch: Callable[[Any], None] = lambda batch: None,
+    prepare: Callable[[Any], Any] = lambda batch: batch,
     on_start: Callable[[TrainState], None] | None = None,
 ) -> TrainState:
     """Trains to the end, or goes on where a checkpoint in `workdir` stopped.
@@ -105,6 +106,8 @@ def fit(
       hooks: by name.
       writer: takes the metrics; by default `writers.default_writer` on the first process.
       check_batch: called with each host batch; raises on one that the model cannot take.
+      prepare: what is done with a batch on the devices before the step or the validation, such as
+        encoding its pictures with frozen weights.
       on_start: called once with the first or restored state.
 
     Returns:
@@ -132,7 +135,9 @@ def fit(
             config=config,
             checkpoints=checkpoints,
             dataset=dataset,
-            evaluate=_make_evaluate(eval_step, eval_batches, mesh) if eval_batches else None,
+            evaluate=_make_evaluate(eval_step, eval_batches, prepare, mesh)
+            if eval_batches
+            else None,
             hooks=hooks,
             writer=writer,
             budget=progress.TimeBudget(config.train.minutes, started, settled),
@@ -141,7 +146,7 @@ def fit(
         if int(state.step) == 0:
             writer.write_hparams(configs.to_mapping(config))
         try:
-            return _loop(run, state, train_step, mesh, check_batch or (lambda batch: None))
+            return _loop(run, state, train_step, mesh, check_batch, prepare)
         finally:
             writer.flush()
             if own_writer:
@@ -186,7 +191,7 @@ def _first_state(
 
 
 def _make_evaluate(
-    eval_step: EvalStep, eval_batches: Sequence[Any], mesh: Mesh
+    eval_step: EvalStep, eval_batches: Sequence[Any], prepare: Callable[[Any], Any], mesh: Mesh
 ) -> Callable[[Any], dict[str, float]]:
     """Builds `params -> metrics over all batches`, with the same times and noise at every call."""
     jitted = jax.jit(eval_step)
@@ -195,7 +200,7 @@ def _make_evaluate(
     def evaluate(params: Any) -> dict[str, float]:
         total: Any = None
         for number, batch in enumerate(eval_batches):
-            placed = rules.put_batch(batch, mesh)
+            placed = prepare(rules.put_batch(batch, mesh))
             new = metrics_lib.collect(jitted(params, placed, jax.random.fold_in(key, number)))
             total = new if total is None else metrics_lib.merge(total, new)
             jax.block_until_ready(total)
@@ -319,6 +324,7 @@ def _loop(
     train_step: TrainStep,
     mesh: Mesh,
     check_batch: Callable[[Any], None],
+    prepare: Callable[[Any], Any],
 ) -> TrainState:
     train = run.config.train
     step, total = int(state.step), int(state.total_steps)
@@ -334,7 +340,7 @@ def _loop(
         while step < total:
             batch = next(run.dataset)
             check_batch(batch)
-            state, step_metrics = jitted(state, rules.put_batch(batch, mesh), key)
+            state, step_metrics = jitted(state, prepare(rules.put_batch(batch, mesh)), key)
             if previous is None:
                 log.progress.restart(step)
             step += 1

@@ -6,7 +6,7 @@ that a schedule can follow a number of steps that is known only once a few of th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,7 +31,7 @@ def make_optimizer(
 
     Clipping by the global norm comes first, then the direction, then decoupled weight decay on
     matrices (`is_matrix`). A leaf whose gradient is zero throughout is left alone, see
-    `skip_untouched`.
+    `skip_untouched`. `config.frozen` parts have neither updates nor moments.
 
     Args:
       config: the settings.
@@ -40,7 +40,19 @@ def make_optimizer(
     Returns:
       `(tx, schedule)`. `tx.update` gives updates for learning rate 1, sign included.
       `schedule(step, total_steps)` gives the rate of the update that makes step `step + 1`.
+
+    Raises:
+      ConfigError: a frozen part that the model does not have, or nothing is left to train.
     """
+    unknown = sorted(set(config.frozen) - set(logical_axes))
+    if unknown:
+        raise ConfigError(
+            f"optimizer.frozen names {', '.join(map(repr, unknown))}; the model has "
+            f"{', '.join(sorted(logical_axes))}"
+        )
+    logical_axes = {k: v for k, v in logical_axes.items() if k not in config.frozen}
+    if not logical_axes:
+        raise ConfigError("optimizer.frozen names every part of the model")
     if config.name == "muon":
         # optax runs Nesterov momentum in both groups.
         direction = optax.contrib.muon(
@@ -63,7 +75,27 @@ def make_optimizer(
         # The direction is a descent already, so the decay carries the minus sign.
         optax.add_decayed_weights(-config.weight_decay, mask=matrices),
     )
-    return skip_untouched(tx), make_schedule(config)
+    return _only(logical_axes, skip_untouched(tx)), make_schedule(config)
+
+
+def hold(params: Any, frozen: Sequence[str]) -> Any:
+    """The weights with top-level parts held: no gradient goes there, so none is computed."""
+    held = {name: jax.lax.stop_gradient(params[name]) for name in frozen}
+    return {**params, **held} if held else params
+
+
+def _only(parts: Any, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Updates the named top-level parts; the others get zeros and have no state."""
+
+    def pick(tree: Any) -> Any:
+        return {name: tree[name] for name in tree if name in parts}
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(pick(grads), state, params and pick(params))
+        still = {k: jax.tree.map(jnp.zeros_like, v) for k, v in grads.items() if k not in parts}
+        return {**updates, **still}, state
+
+    return optax.GradientTransformation(lambda params: inner.init(pick(params)), update)
 
 
 def make_schedule(config: OptimizerConfig) -> Schedule:
@@ -165,13 +197,14 @@ def skip_untouched(inner: optax.GradientTransformation) -> optax.GradientTransfo
     return optax.GradientTransformation(inner.init, update)
 
 
-def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
+def update_ema(ema: Any, params: Any, step: jax.Array, decay: float, warmup: bool = True) -> Any:
     """The averaged weights (float32) after an update.
 
-    The decay starts low, `(1 + step) / (10 + step)`, and rises to `decay`, so that the random
-    initial weights are forgotten early in short runs too.
+    With `warmup` the decay starts low, `(1 + step) / (10 + step)`, and rises to `decay`, so that
+    the random initial weights are forgotten early in short runs too.
     """
-    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step)).astype(jnp.float32)
+    rising = (1.0 + step) / (10.0 + step) if warmup else 1.0
+    rate = jnp.minimum(decay, rising).astype(jnp.float32)
     return jax.tree.map(lambda e, p: e + (1.0 - rate) * (p.astype(e.dtype) - e), ema, params)
 
 

@@ -135,6 +135,7 @@ def advance(
     tx: optax.GradientTransformation,
     schedule: optimizer.Schedule,
     ema_decay: float,
+    ema_warmup: bool = True,
 ) -> tuple[TrainState, dict[str, tuple[jax.Array, jax.Array]]]:
     """Applies one update.
 
@@ -144,6 +145,7 @@ def advance(
       tx: transformation at learning rate one.
       schedule: `(step, total_steps) -> learning rate`.
       ema_decay: of the average; ignored where the state keeps none.
+      ema_warmup: whether the decay rises to it, see `optimizer.update_ema`.
 
     Returns:
       The state after the step, and the metrics `learning_rate` and `grad_norm` (before clipping),
@@ -154,7 +156,7 @@ def advance(
     params = jax.tree.map(lambda p, u: (p + rate * u).astype(p.dtype), state.params, updates)
     ema = state.ema
     if ema is not None:
-        ema = optimizer.update_ema(ema, params, state.step, ema_decay)
+        ema = optimizer.update_ema(ema, params, state.step, ema_decay, ema_warmup)
     one = jnp.float32(1.0)
     metrics = {"learning_rate": (rate, one), "grad_norm": (optax.tree.norm(grads), one)}
     new = TrainState(state.step + 1, state.total_steps, params, ema, opt_state)

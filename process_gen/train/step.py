@@ -21,12 +21,15 @@ from process_gen.losses import stages
 from process_gen.losses.flow import velocity_error
 from process_gen.losses.text import cross_entropy
 from process_gen.models.functional import ModelFns
-from process_gen.models.image_codecs import PixelCodec, normalise
+from process_gen.models.image_codecs import normalise
 from process_gen.models.unified import Streams
-from process_gen.train.optimizer import Schedule
+from process_gen.train.latents import Latents, Pixels
+from process_gen.train.optimizer import Schedule, hold
 from process_gen.train.state import TrainState, advance
 
 Metrics = Mapping[str, tuple[jax.Array, jax.Array]]
+
+_PIXELS = Pixels()
 
 
 class Draws(NamedTuple):
@@ -35,18 +38,23 @@ class Draws(NamedTuple):
     Attributes:
       normal_BxG: float32 standard normal, one a noised copy (column = `copy_BxG`).
       eps_BxGxP: float32 standard normal noise.
+      latent_BxGxP: float32, what the codec draws for x0; None where it draws nothing.
     """
 
     normal_BxG: jax.Array
     eps_BxGxP: jax.Array
+    latent_BxGxP: jax.Array | None = None
 
 
-def draw(key: jax.Array, batch: PackedBatch) -> Draws:
+def draw(key: jax.Array, batch: PackedBatch, latents: Latents = _PIXELS) -> Draws:
     """Draws for a whole global batch, so that micro-batches and meshes see the same numbers."""
     key_time, key_noise = jax.random.split(key)
+    *tokens, stored = batch.latent_BxGxP.shape
+    shape = (*tokens, latents.features(stored))
     return Draws(
         jax.random.normal(key_time, batch.copy_BxG.shape),
-        jax.random.normal(key_noise, batch.latent_BxGxP.shape),
+        jax.random.normal(key_noise, shape),
+        latents.draw(jax.random.fold_in(key, 2), shape),
     )
 
 
@@ -58,11 +66,15 @@ def times(draws: Draws, batch: PackedBatch, loss: LossConfig) -> jax.Array:
 
 
 def elementwise_losses(
-    fns: ModelFns, params: Any, batch: PackedBatch, draws: Draws, config: Config
+    fns: ModelFns,
+    params: Any,
+    batch: PackedBatch,
+    draws: Draws,
+    config: Config,
+    latents: Latents = _PIXELS,
 ) -> stages.Elements:
     """One forward pass over packs, and the loss of every token."""
-    codec = PixelCodec(config.model.patch)
-    x0_BxGxP = codec.encode(batch.latent_BxGxP)
+    x0_BxGxP = latents.x0(batch.latent_BxGxP, draws.latent_BxGxP)
     t_BxGx1 = times(draws, batch, config.loss)[..., None]
     x_t_BxGxP = flow.interpolate(x0_BxGxP, draws.eps_BxGxP, t_BxGx1)
     outputs = fns.forward(
@@ -77,6 +89,7 @@ def elementwise_losses(
             latent_BxGxP=x_t_BxGxP,
             latent_id_BxG=batch.latent_id_BxG,
             t_BxG=t_BxGx1[..., 0],
+            patch_image_BxV=batch.patch_image_BxV,
         ),
     )
     velocity_BxGxP = flow.to_velocity(
@@ -105,10 +118,12 @@ def _loss(
     *,
     fns: ModelFns,
     config: Config,
+    latents: Latents,
 ) -> tuple[jax.Array, Metrics]:
     """The loss share of (a part of) a batch; `counts` are the whole batch's."""
+    params = hold(params, config.optimizer.frozen)
     return stages.reduce(
-        elementwise_losses(fns, params, batch, draws, config),
+        elementwise_losses(fns, params, batch, draws, config, latents),
         counts,
         ce_weight=ce_weight,
         mse_weight=config.loss.mse_weight,
@@ -125,21 +140,27 @@ def ce_weight_at(step: jax.Array, total_steps: jax.Array, loss: LossConfig) -> j
 
 
 def make_train_step(
-    fns: ModelFns, tx: optax.GradientTransformation, schedule: Schedule, config: Config
+    fns: ModelFns,
+    tx: optax.GradientTransformation,
+    schedule: Schedule,
+    config: Config,
+    latents: Latents = _PIXELS,
 ) -> Callable[[TrainState, PackedBatch, jax.Array], tuple[TrainState, Metrics]]:
     """Builds ``(state, batch, key) -> (state, metrics)``, a pure function to be jitted.
+
+    `latents` says what a (prepared) batch holds of pictures, see `latents.make_prepare`.
 
     `key` is the run's; the step's own is folded in from `state.step`, so that a resumed run draws
     what an uninterrupted one would have drawn. Metrics are (numerator, denominator) pairs.
     """
-    loss = functools.partial(_loss, fns=fns, config=config)
+    loss = functools.partial(_loss, fns=fns, config=config, latents=latents)
     loss_and_grad = jax.value_and_grad(loss, has_aux=True)
     parts = config.optimizer.accumulate
 
     def train_step(
         state: TrainState, batch: PackedBatch, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        draws = draw(jax.random.fold_in(key, state.step), batch)
+        draws = draw(jax.random.fold_in(key, state.step), batch, latents)
         counts = _counts(batch)
         ce_weight = ce_weight_at(state.step, state.total_steps, config.loss)
 
@@ -150,7 +171,14 @@ def make_train_step(
             (loss, metrics), grads = share((batch, draws))
         else:
             (loss, metrics), grads = _accumulate(share, (batch, draws), parts)
-        state, update_metrics = advance(state, grads, tx, schedule, config.optimizer.ema_decay)
+        state, update_metrics = advance(
+            state,
+            grads,
+            tx,
+            schedule,
+            config.optimizer.ema_decay,
+            config.optimizer.ema_warmup,
+        )
         return state, {"loss": (loss, jnp.float32(1.0)), **metrics, **update_metrics}
 
     return train_step
@@ -169,16 +197,16 @@ def _accumulate(share: Callable[[Any], Any], whole: Any, parts: int) -> Any:
 
 
 def make_eval_step(
-    fns: ModelFns, config: Config
+    fns: ModelFns, config: Config, latents: Latents = _PIXELS
 ) -> Callable[[Any, PackedBatch, jax.Array], Metrics]:
     """Builds ``(params, batch, key) -> metrics``; the same key gives the same times and noise."""
     final = config.loss.ce_weight_late
     ce_weight = config.loss.ce_weight if final is None else final
+    whole = functools.partial(_loss, fns=fns, config=config, latents=latents)
 
     def eval_step(params: Any, batch: PackedBatch, key: jax.Array) -> Metrics:
-        counts = _counts(batch)
-        draws = draw(key, batch)
-        loss, metrics = _loss(params, batch, draws, counts, ce_weight, fns=fns, config=config)
+        draws, counts = draw(key, batch, latents), _counts(batch)
+        loss, metrics = whole(params, batch, draws, counts, ce_weight)
         return {"loss": (loss, jnp.float32(1.0)), **metrics}
 
     return eval_step
