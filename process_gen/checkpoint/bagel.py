@@ -162,7 +162,7 @@ def export_folder(
     if output.exists():
         raise CheckpointError(f"{output}: exists already; choose a new folder")
     folder, weights, config, _ = manager.find(checkpoint, weights)
-    official = _official(checkpoint, Path(folder), config, origin)
+    official = find_official(checkpoint, Path(folder), config, origin)
     stored = manager.stored_shapes(folder, weights)
     entries = name_map.by_path(name_map.model_entries(stored))
     part = output.with_name(f".{output.name}.part")
@@ -219,7 +219,7 @@ def load_vae(imported: Path, sizes: VaeSizes, shapes: Shapes) -> dict[str, Any]:
     """The autoencoder's parameters, float32 NumPy arrays.
 
     Args:
-      imported: an imported working directory, or an official folder.
+      imported: an imported working directory, its `official`, or any folder with the file.
       sizes: `config.model.vae`.
       shapes: of the models.
 
@@ -355,19 +355,43 @@ def _check_space(output: Path, reader: safetensors_io.Reader) -> None:
         )
 
 
-def _official(checkpoint: Path, folder: Path, config: Config, origin: Path | None) -> Path:
-    """The folder of frozen parts that belongs to a checkpoint, checked to be of its model."""
-    candidates = [origin] if origin else [checkpoint, folder.parent.parent]
+def find_official(
+    checkpoint: Path, folder: Path, config: Config, origin: Path | None = None
+) -> Path:
+    """The `official` folder of frozen parts that belongs to a checkpoint, of the same sizes.
+
+    Args:
+      checkpoint: a working directory or one checkpoint in it.
+      folder: of that checkpoint, `.../checkpoints/<step>`.
+      config: of the checkpoint.
+      origin: the imported directory; by default it is looked for at the checkpoint itself, then
+        along `train.init_from`, through every run on the way.
+
+    Raises:
+      CheckpointError: there is none, or it is of a model of other sizes.
+    """
+    looked: list[str] = []
+    waiting = [origin] if origin else [checkpoint, folder.parent.parent]
     if not origin and config.train.init_from:
-        candidates.append(Path(config.train.init_from))
-    for candidate in candidates:
-        official = Path(candidate) / OFFICIAL
+        waiting.append(Path(config.train.init_from))
+    while waiting:
+        candidate = Path(waiting.pop(0))
+        if str(candidate) in looked:
+            continue
+        looked.append(str(candidate))
+        official = candidate / OFFICIAL
         if official.is_dir():
             break
+        if not origin and (candidate / "config.json").is_file():
+            stated = json.loads((candidate / "config.json").read_text(encoding="utf-8"))
+            if stated.get("train", {}).get("init_from"):
+                waiting.append(Path(stated["train"]["init_from"]))
     else:
         raise CheckpointError(
             f"{checkpoint}: no imported BAGEL folder belongs to it (looked in "
-            f"{', '.join(str(c) for c in candidates)}); name it with --origin"
+            f"{', '.join(looked)}); "
+            "its official/ holds the autoencoder. When exporting, name it with --origin; otherwise "
+            "put it back where train.init_from says"
         )
     stated = json.loads((official.parent / "config.json").read_text(encoding="utf-8"))["model"]
     for name in ("width", "num_layers", "codec_channels", "patch", "latent_grid", "und_encoder"):

@@ -8,13 +8,12 @@ gives other pixels. Arrays are [H, W, 3], uint8 or float32 in [-1, 1].
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
+from process_gen.core.configs import ModelConfig
 from process_gen.core.errors import DataError
-from process_gen.core.grammar import Kind, Segment
 
 DEFAULT_MAX_PIXELS = 14 * 14 * 9 * 1024
 
@@ -71,6 +70,10 @@ class Resize:
         """Resizes an RGB picture."""
         return image.resize(self.size(*image.size, pictures), Image.Resampling.BICUBIC)
 
+    def resized(self, image: np.ndarray) -> np.ndarray:
+        """Resizes uint8 [H, W, 3]."""
+        return np.asarray(self(Image.fromarray(image)))
+
 
 VAE = Resize(1024, 512, 16)
 VIT_EDIT = Resize(518, 224, 14)
@@ -78,59 +81,29 @@ VIT_QUESTIONS = Resize(980, 378, 14, 2_007_040)
 VIT_INFERENCE = Resize(980, 224, 14)
 
 
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """What a run does with pictures before they are cut into tokens.
+def _of_grid(side: int, grid: int, longest: float, shortest: float) -> Resize:
+    """A rule whose sides are the given fractions of a position table's."""
+    return Resize(round(longest * grid) * side, round(shortest * grid) * side, side)
 
-    Attributes:
-      latent: for the copies that become latent tokens; None leaves them as they are. All of them
-        must come out as squares of one size, for the autoencoder encodes them together.
-      und: for the copies that become understanding patches.
+
+def latent_rule(model: ModelConfig) -> Resize:
+    """The size that pictures given to a model are brought to first; `VAE` for BAGEL-7B."""
+    return _of_grid(model.patch * model.vae.downsample, model.latent_grid, 1.0, 0.5)
+
+
+def und_rule(model: ModelConfig) -> Resize:
+    """How given pictures reach the understanding encoder; `VIT_INFERENCE` for BAGEL-7B."""
+    return _of_grid(model.und_patch, model.und_grid, 1.0, 16 / 70)
+
+
+def painted_copy(model: ModelConfig) -> Resize | None:
+    """How a painted picture does while a painting goes on: as in training on edits.
+
+    `VIT_EDIT` for BAGEL-7B. None where the copy is the picture itself, as with pixel patches.
     """
-
-    latent: Resize | None = None
-    und: Resize | None = None
-
-    def __call__(self, segments: Sequence[Segment], blank: bool = False) -> list[Segment]:
-        """The segments of one trajectory with their pictures resized.
-
-        Args:
-          segments: from `core.grammar.to_segments`.
-          blank: whether the sizes alone matter, as for measuring lengths.
-
-        Raises:
-          DataError: a picture is not square where it must be.
-        """
-        made: dict[tuple[int, bool], np.ndarray] = {}
-        out = []
-        for segment in segments:
-            und = segment.kind is Kind.UND
-            rule = self.und if und else self.latent
-            if segment.image is None or rule is None:
-                out.append(segment)
-                continue
-            key = (id(segment.image), und)  # noised and clean copies share their picture
-            if key not in made:
-                made[key] = _resized(segment.image, rule, square=not und, blank=blank)
-            out.append(dataclasses.replace(segment, image=made[key]))
-        return out
-
-
-def square_rule(size: int, side: int) -> Resize | None:
-    """The rule that makes a square of about `size` pixels out of a square; 0 is no rule."""
-    return Resize(size, size, side) if size else None
-
-
-def _resized(image: np.ndarray, rule: Resize, *, square: bool, blank: bool) -> np.ndarray:
-    height, width = image.shape[:2]
-    if square and height != width:
-        raise DataError(f"a picture of {width}x{height} px; with data.image_size all are square")
-    new_width, new_height = rule.size(width, height)
-    if (new_height, new_width) == (height, width):
-        return image
-    if blank:
-        return np.broadcast_to(np.uint8(0), (new_height, new_width, 3))
-    return np.asarray(rule(Image.fromarray(image)))
+    if model.codec != "flux":
+        return None
+    return _of_grid(model.und_patch, model.und_grid, 37 / 70, 16 / 70)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -152,7 +125,9 @@ def to_uint8(pixels: np.ndarray) -> np.ndarray:
     return (np.clip(pixels * 0.5 + 0.5, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
-def context_pictures(image: Image.Image, *, latent: bool) -> tuple[np.ndarray | None, np.ndarray]:
+def context_pictures(
+    image: Image.Image, *, latent: bool, rules: tuple[Resize, Resize] = (VAE, VIT_INFERENCE)
+) -> tuple[np.ndarray | None, np.ndarray]:
     """The two copies of an input picture that a context takes at inference (`inferencer.py`).
 
     The understanding copy is made from the one that was already resized for the autoencoder, also
@@ -161,9 +136,10 @@ def context_pictures(image: Image.Image, *, latent: bool) -> tuple[np.ndarray | 
     Args:
       image: of any mode and size.
       latent: whether the autoencoder's copy is wanted.
+      rules: of the two copies; those of a model are `latent_rule` and `und_rule`.
 
     Returns:
       uint8 [H, W, 3] for the autoencoder or None, and for the understanding encoder.
     """
-    resized = VAE(to_rgb(image))
-    return (np.asarray(resized) if latent else None), np.asarray(VIT_INFERENCE(resized))
+    resized = rules[0](to_rgb(image))
+    return (np.asarray(resized) if latent else None), np.asarray(rules[1](resized))

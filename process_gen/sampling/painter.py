@@ -10,12 +10,13 @@ import collections
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from process_gen.checkpoint import manager
+from process_gen.checkpoint import bagel, manager
 from process_gen.core import flow_matching as flow
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.configs import Config, SamplerConfig
@@ -23,10 +24,13 @@ from process_gen.core.errors import CheckpointError, ConfigError, DataError
 from process_gen.core.grammar import Kind, Next, Part, context_kinds, hidden_kinds, prompt_text
 from process_gen.core.settings import build
 from process_gen.core.trajectory import Trajectory
+from process_gen.data.images import painted_copy
 from process_gen.data.tokenizer import Tokenizer, load_tokenizer, token_ids
-from process_gen.models import functional
+from process_gen.models import functional, image_codecs
+from process_gen.models.shapes import BAGEL
+from process_gen.sampling.cache import FOREVER
 from process_gen.sampling.painting import Painting, hide
-from process_gen.sampling.programs import FOREVER, Programs, Rows
+from process_gen.sampling.programs import Programs, Rows, Weights
 
 MODES = ("process", "one_shot")
 _SHORTEST_PREFILL = 16
@@ -54,6 +58,7 @@ class Painter:
 
     Attributes:
       config: of the run that made the weights.
+      weights: of the model and of its codec.
       meta: what the checkpoint says of itself.
     """
 
@@ -62,14 +67,22 @@ class Painter:
         config: Config,
         params: Any,
         *,
+        vae: Any = None,
         tokenizer: Tokenizer | None = None,
         meta: Mapping[str, Any] | None = None,
     ):
-        """Takes weights as `models.functional` gives them."""
+        """Takes weights as `models.functional` gives them, and as `models.vae` does for its codec.
+
+        Raises:
+          CheckpointError: the codec's weights are missing.
+        """
+        if config.model.codec == "flux" and vae is None:
+            raise CheckpointError("model.codec='flux' needs the autoencoder's weights")
         self.config = config
         self.meta = dict(meta or {})
-        self._params = params
+        self.weights = Weights(params, vae)
         self._fns = functional.build(config.model)
+        self._codec = image_codecs.build(config.model)
         self._tokenizer = tokenizer or load_tokenizer(config.data.tokenizer)
         self._programs: dict[tuple, Programs] = {}
 
@@ -138,15 +151,13 @@ class Painter:
         return _Studio(self, programs, mode, seed, requests, stop or (lambda: False)).run()
 
     def _largest(self) -> tuple[int, int]:
-        model = self.config.model
-        side = model.latent_grid * model.patch
+        side = self.config.model.latent_grid * self._codec.side
         return side, side
 
     def _bound(self, sampler: SamplerConfig, size: tuple[int, int]) -> Programs:
         model = self.config.model
-        kinds = context_kinds(self.config.data.grammar)
-        cuts = [(model.patch, model.latent_grid)]
-        if Kind.UND in kinds:
+        cuts = [(self._codec.side, model.latent_grid)]
+        if Kind.UND in context_kinds(self.config.data.grammar) and painted_copy(model) is None:
             cuts.append((model.und_patch, model.und_grid))
         for side, grid in cuts:
             for pixels in size:
@@ -168,11 +179,6 @@ class Painter:
         return self._programs[key]
 
     @property
-    def params(self) -> Any:
-        """The weights."""
-        return self._params
-
-    @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer."""
         return self._tokenizer
@@ -187,8 +193,9 @@ def load(path: str, *, weights: str = "ema", step: int | str = "latest") -> Pain
       step: "latest", "best" or a number, for a working directory.
 
     Raises:
-      CheckpointError: nothing usable is there, or the weights were trained with another tokenizer
-        than `data.tokenizer` of their settings is now.
+      CheckpointError: nothing usable is there, the autoencoder of the import that the run started
+        from is gone, or the weights were trained with another tokenizer than `data.tokenizer` of
+        their settings is now.
       ConfigError: unknown `weights`.
       DataError: that tokenizer cannot be read.
     """
@@ -204,7 +211,11 @@ def load(path: str, *, weights: str = "ema", step: int | str = "latest") -> Pain
             f"({where}) is now {tokenizer.fingerprint}: put the file it was trained with back, or "
             "use the version of this project that trained it"
         )
-    return Painter(config, params, tokenizer=tokenizer, meta=meta)
+    vae = None
+    if config.model.codec == "flux":
+        official = bagel.find_official(Path(path), Path(meta["path"]), config)
+        vae = jax.device_put(bagel.load_vae(official, config.model.vae, BAGEL))
+    return Painter(config, params, vae=vae, tokenizer=tokenizer, meta=meta)
 
 
 def read_prompt(item: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
@@ -234,7 +245,7 @@ class _Studio:
     ):
         self.programs = programs
         self.sampler = programs.sampler
-        self.params = painter.params
+        self.weights = painter.weights
         self.tokenizer = painter.tokenizer
         self.mode, self.seed, self.requests, self.stop = mode, seed, requests, stop
         self.one_shot = mode == "one_shot"
@@ -396,7 +407,7 @@ class _Studio:
             token_BxT[i, : len(tokens)] = tokens
             count_B[i] = len(tokens)
         rows = self._rows(batch)
-        self.pool, logits = self.programs.prefill(self.params, self.pool, rows, token_BxT, count_B)
+        self.pool, logits = self.programs.prefill(self.weights, self.pool, rows, token_BxT, count_B)
         logits = np.asarray(logits)
         for i, (row, painting) in enumerate(batch):
             self._occupy_text(row, painting, int(count_B[i]))
@@ -405,7 +416,7 @@ class _Studio:
             self._queue(row, painting)
 
     def _write_texts(self, batch: list[tuple[int, Painting]]) -> None:
-        self.pool, written = self.programs.write_text(self.params, self.pool, self._rows(batch))
+        self.pool, written = self.programs.write_text(self.weights, self.pool, self._rows(batch))
         written = jax.device_get(written)
         for i, (row, painting) in enumerate(batch):
             count = int(written.count_B[i])
@@ -424,12 +435,15 @@ class _Studio:
         sampler, rows = self.sampler, self._rows(batch)
         steps = sampler.one_shot_steps if self.one_shot else sampler.denoise_steps
         scale = sampler.one_shot_guidance if self.one_shot else sampler.guidance
-        picture = self.programs.denoise(self.params, self.pool, rows, scale != 1.0, steps, scale)
+        picture = self.programs.denoise(self.weights, self.pool, rows, scale != 1.0, steps, scale)
         logits = np.zeros((self.batch, 3), np.float32)
         if not self.one_shot:
             # The noised picture took an order of its own; its copies come after it.
             after = rows._replace(order_B=rows.order_B + 1)
-            self.pool, found = self.programs.read_picture(self.params, self.pool, after, picture)
+            und = self.programs.und_copies(picture)
+            self.pool, found = self.programs.read_picture(
+                self.weights, self.pool, after, picture, und
+            )
             logits = np.asarray(found)
         pictures = np.asarray(picture)
         nfe = flow.evaluations(steps, sampler.solver)

@@ -21,21 +21,27 @@ from process_gen.core.batch import Place, TokenIds, table_ids
 from process_gen.core.configs import Config, SamplerConfig
 from process_gen.core.grammar import Kind, context_kinds
 from process_gen.core.patches import patchify
+from process_gen.data import images
+from process_gen.models import image_codecs
 from process_gen.models.functional import ModelFns
-from process_gen.models.image_codecs import PixelCodec, normalise
 from process_gen.models.transformer import Cache
 from process_gen.models.unified import Streams
+from process_gen.sampling import cache as caches
+from process_gen.sampling.cache import FOREVER, Pool, empty_part, keys, write
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.text_decode import next_token
 
-FOREVER = NEVER - 1  # visible to the end of the row's only trajectory
 
+class Weights(NamedTuple):
+    """What painting needs of a checkpoint.
 
-class Pool(NamedTuple):
-    """Keys and values of every row in flight, ``[L, R, C, K, Dh]``; the last row is scratch."""
+    Attributes:
+      model: as `models.functional` has them.
+      vae: of the codec; None where it has none.
+    """
 
-    k: jax.Array
-    v: jax.Array
+    model: Any
+    vae: Any
 
 
 class Rows(NamedTuple):
@@ -79,18 +85,6 @@ class Written(NamedTuple):
     decisions_Bx3: jax.Array
 
 
-def _keys(seed_Bx4: jax.Array) -> jax.Array:
-    """A key a row, from the request and the segment alone, never from batch mates."""
-
-    def key(seed_4: jax.Array) -> jax.Array:
-        out = jax.random.key(seed_4[0])
-        for number in seed_4[1:]:
-            out = jax.random.fold_in(out, number)
-        return out
-
-    return jax.vmap(key)(seed_Bx4)
-
-
 def _cache(pool: Pool, rows: Rows) -> Cache:
     return Cache(
         pool.k[:, rows.index_B],
@@ -105,28 +99,6 @@ def _put_back(pool: Pool, rows: Rows, cache: Cache) -> Pool:
         pool.k.at[:, rows.index_B].set(cache.k_LxBxCxKxDh),
         pool.v.at[:, rows.index_B].set(cache.v_LxBxCxKxDh),
     )
-
-
-def _write(cache: Cache, k: jax.Array, v: jax.Array, place: Place, slot_BxS: jax.Array) -> Cache:
-    """Writes new tokens into cache slots; a slot outside the cache drops its token."""
-
-    def row(cached: jax.Array, new: jax.Array, slot_S: jax.Array) -> jax.Array:
-        return cached.at[..., slot_S, :, :].set(new, mode="drop")
-
-    over_batch = jax.vmap(row, in_axes=(1, 1, 0), out_axes=1)
-    integers = jax.vmap(lambda cached, new, slot: cached.at[slot].set(new, mode="drop"))
-    return Cache(
-        over_batch(cache.k_LxBxCxKxDh, k, slot_BxS),
-        over_batch(cache.v_LxBxCxKxDh, v, slot_BxS),
-        integers(cache.visible_from_BxC, place.visible_from, slot_BxS),
-        integers(cache.visible_to_BxC, place.visible_to, slot_BxS),
-    )
-
-
-def _empty(batch: int, features: int) -> tuple[Place, jax.Array, jax.Array]:
-    """A part without tokens: its place, its features and its table ids."""
-    none = jnp.zeros((batch, 0), jnp.int32)
-    return Place(none, none, none, none), jnp.zeros((batch, 0, features)), none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,32 +131,49 @@ class Programs:
 
     def make_pool(self, rows: int) -> Pool:
         """Empty caches for `rows` rows and a scratch row."""
-        model = self.config.model
-        shape = (
-            model.num_layers,
-            rows + 1,
-            self.sampler.max_context,
-            model.num_kv_heads,
-            model.head_dim,
-        )
-        return Pool(jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype))
+        return caches.make_pool(self.config.model, rows + 1, self.sampler.max_context)
 
     @property
     def picture_tokens(self) -> dict[Kind, int]:
         """Cache slots that each copy of a picture takes, boundary tokens included."""
         model = self.config.model
         return {
-            Kind.CLEAN: self._count(model.patch) + 2,
-            Kind.UND: self._count(model.und_patch) + 2,
+            Kind.CLEAN: self._count(self.size, self.codec.side) + 2,
+            Kind.UND: self._count(self.und_size, model.und_patch) + 2,
         }
 
-    def _count(self, side: int) -> int:
-        return (self.size[0] // side) * (self.size[1] // side)
+    @functools.cached_property
+    def codec(self) -> image_codecs.Codec:
+        """Pictures to latent tokens and back."""
+        return image_codecs.build(self.config.model)
+
+    @functools.cached_property
+    def und_size(self) -> tuple[int, int]:
+        """Height and width of a painted picture's understanding copy in pixels."""
+        rule = images.painted_copy(self.config.model)
+        if rule is None:
+            return self.size
+        width, height = rule.size(self.size[1], self.size[0])
+        return height, width
+
+    def und_copies(self, image_BxHxWx3: jax.Array) -> np.ndarray | None:
+        """Understanding copies of painted pictures; None where they are the pictures themselves.
+
+        On the host, for Pillow alone resizes as the model has learned it.
+        """
+        rule = images.painted_copy(self.config.model)
+        if rule is None or Kind.UND not in context_kinds(self.config.data.grammar):
+            return None
+        return np.stack([rule.resized(image) for image in np.asarray(image_BxHxWx3)])
+
+    @staticmethod
+    def _count(size: tuple[int, int], side: int) -> int:
+        return (size[0] // side) * (size[1] // side)
 
     def _text_streams(self, token_BxT: jax.Array, place: Place) -> Streams:
         model, batch = self.config.model, token_BxT.shape[0]
-        und, patch, patch_id = _empty(batch, model.und_features)
-        gen, latent, latent_id = _empty(batch, model.latent_features)
+        und, patch, patch_id = empty_part(batch, model.und_features)
+        gen, latent, latent_id = empty_part(batch, model.latent_features)
         return Streams(
             text=place,
             und=und,
@@ -205,12 +194,12 @@ class Programs:
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
     def prefill(
-        self, params: Any, pool: Pool, rows: Rows, token_BxT: jax.Array, count_B: jax.Array
+        self, weights: Weights, pool: Pool, rows: Rows, token_BxT: jax.Array, count_B: jax.Array
     ) -> tuple[Pool, jax.Array]:
         """Reads a text (boundary tokens included) into the caches.
 
         Args:
-          params: weights.
+          weights: see `Weights`.
           pool: donated.
           rows: of the call.
           token_BxT: int32, padded.
@@ -229,17 +218,17 @@ class Programs:
             position=rows.position_B[:, None] + step_T,
         )
         cache = _cache(pool, rows)
-        out = self.fns.forward(params, self._text_streams(token_BxT, place), cache)
+        out = self.fns.forward(weights.model, self._text_streams(token_BxT, place), cache)
         capacity = cache.visible_to_BxC.shape[1]
         slot_BxT = jnp.where(used_BxT, rows.length_B[:, None] + step_T, capacity)
-        cache = _write(cache, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh, place, slot_BxT)
+        cache = write(cache, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh, place, slot_BxT)
         last_B = jnp.maximum(count_B - 1, 0)
         hidden_BxD = jnp.take_along_axis(out.hidden_BxTxD, last_B[:, None, None], 1)[:, 0]
-        logits = self._decisions(self.fns.logits(params, hidden_BxD))
+        logits = self._decisions(self.fns.logits(weights.model, hidden_BxD))
         return _put_back(pool, rows, cache), logits
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-    def write_text(self, params: Any, pool: Pool, rows: Rows) -> tuple[Pool, Written]:
+    def write_text(self, weights: Weights, pool: Pool, rows: Rows) -> tuple[Pool, Written]:
         """Writes one text segment a row, on the device from its first token to its last."""
         ids, sampler = self.ids, self.sampler
         batch, longest = rows.index_B.shape[0], sampler.max_text
@@ -248,7 +237,7 @@ class Programs:
         forbidden_W[special] = True
         # Rows of the table beyond the vocabulary are untrained.
         forbidden_W[self.vocab_size :] = True
-        keys_B = _keys(rows.seed_Bx4)
+        keys_B = keys(rows.seed_Bx4)
         capacity = rows.visible_to_BxC.shape[1]
 
         def body(carry: tuple) -> tuple:
@@ -261,11 +250,13 @@ class Programs:
                 visible_to=jnp.full((batch, 1), FOREVER, jnp.int32),
                 position=(rows.position_B + i)[:, None],
             )
-            out = self.fns.forward(params, self._text_streams(token_B[:, None], place), cache)
+            out = self.fns.forward(
+                weights.model, self._text_streams(token_B[:, None], place), cache
+            )
             slot_B = jnp.where(running_B, rows.length_B + i, capacity)
             k, v = out.k_LxBxSxKxDh, out.v_LxBxSxKxDh
-            cache = _write(cache, k, v, place, slot_B[:, None])
-            logits_BxW = self.fns.logits(params, out.hidden_BxTxD[:, 0])
+            cache = write(cache, k, v, place, slot_B[:, None])
+            logits_BxW = self.fns.logits(weights.model, out.hidden_BxTxD[:, 0])
             closing_B = running_B & (token_B == ids.eos)
             legal_BxW = jnp.where(forbidden_W, -jnp.inf, logits_BxW)
             step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
@@ -304,7 +295,7 @@ class Programs:
     @functools.partial(jax.jit, static_argnums=(0, 4, 5))
     def denoise(
         self,
-        params: Any,
+        weights: Weights,
         pool: Pool,
         rows: Rows,
         guided: bool,
@@ -317,7 +308,7 @@ class Programs:
         that the text-dropped branch needs to see everything before the current plan and no more.
 
         Args:
-          params: weights.
+          weights: see `Weights`.
           pool: caches.
           rows: of the call.
           guided: whether the text-dropped branch runs.
@@ -328,7 +319,7 @@ class Programs:
           ``uint8[B, H, W, 3]``.
         """
         model, sampler, ids = self.config.model, self.sampler, self.ids
-        batch, n = rows.index_B.shape[0], self._count(model.patch)
+        batch, n = rows.index_B.shape[0], self._count(self.size, self.codec.side)
         orders = [rows.order_B, rows.slot_order_B][: 1 + guided]
         positions = [rows.position_B, rows.slot_position_B][: 1 + guided]
         branches = len(orders)
@@ -338,7 +329,7 @@ class Programs:
             position = jnp.repeat(jnp.stack(positions, 1), tokens, 1)
             return Place(order, order, order, position)
 
-        und, patch, patch_id = _empty(batch, model.und_features)
+        und, patch, patch_id = empty_part(batch, model.und_features)
         pair = jnp.tile(jnp.array([ids.image_start, ids.image_end], jnp.int32), branches)
         latent_id = jnp.tile(jnp.asarray(self._latent_ids()), branches)
         cache = _cache(pool, rows)
@@ -356,7 +347,7 @@ class Programs:
                 t_BxG=jnp.full((batch, n * branches), t),
                 patch_image_BxV=patch_id,
             )
-            output = self.fns.forward(params, streams, cache).output_BxGxP
+            output = self.fns.forward(weights.model, streams, cache).output_BxGxP
             x = streams.latent_BxGxP
             v = flow.to_velocity(output, x, t, model.prediction, self.config.loss.min_t)
             parts = jnp.split(v, branches, 1)
@@ -372,25 +363,37 @@ class Programs:
             )
 
         shape = (n, model.latent_features)
-        eps = jax.vmap(lambda key: jax.random.normal(key, shape))(_keys(rows.seed_Bx4))
+        eps = caches.noise(rows.seed_Bx4, shape)
         grid = jnp.asarray(flow.time_grid(steps, sampler.timestep_shift))
         latents = flow.integrate(velocity, eps, grid, sampler.solver)
-        rows_columns = (self.size[0] // model.patch, self.size[1] // model.patch)
-        return PixelCodec(model.patch).decode(None, latents, *rows_columns)
+        rows_columns = (side // self.codec.side for side in self.size)
+        return self.codec.decode(weights.vae, latents, *rows_columns)
 
     def _latent_ids(self) -> np.ndarray:
         model = self.config.model
-        return table_ids(*self.size, model.patch, model.latent_grid)
+        return table_ids(*self.size, self.codec.side, model.latent_grid)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
     def read_picture(
-        self, params: Any, pool: Pool, rows: Rows, image_BxHxWx3: jax.Array
+        self,
+        weights: Weights,
+        pool: Pool,
+        rows: Rows,
+        image_BxHxWx3: jax.Array,
+        und_image_BxHxWx3: jax.Array | None = None,
     ) -> tuple[Pool, jax.Array]:
         """Reads pictures back into the caches, as the copies that later tokens see.
 
         The pictures are uint8, so that a stored trajectory gives the same context as the sampled
         one. Slots, orders and positions follow `core.batch`: each copy takes one order and one
         position, boundary tokens first.
+
+        Args:
+          weights: see `Weights`.
+          pool: donated.
+          rows: of the call.
+          image_BxHxWx3: uint8 pictures.
+          und_image_BxHxWx3: what `und_copies` made of them; None where it made nothing.
 
         Returns:
           The pool, and the decisions' logits at the last copy's closing token ``[B, 3]``.
@@ -410,15 +413,16 @@ class Programs:
         def joined(parts: list[Place]) -> Place:
             return Place(*(jnp.concatenate(p, 1) for p in zip(*parts, strict=True)))
 
-        und, patch, patch_id = _empty(batch, model.und_features)
-        gen, latent, latent_id = _empty(batch, model.latent_features)
+        und, patch, patch_id = empty_part(batch, model.und_features)
+        gen, latent, latent_id = empty_part(batch, model.latent_features)
         if Kind.UND in kinds:
-            patch = normalise(patchify(image_BxHxWx3, model.und_patch))
-            table = jnp.asarray(table_ids(*self.size, model.und_patch, model.und_grid))
+            und_image = image_BxHxWx3 if und_image_BxHxWx3 is None else und_image_BxHxWx3
+            patch = image_codecs.normalise(patchify(und_image, model.und_patch))
+            table = jnp.asarray(table_ids(*self.und_size, model.und_patch, model.und_grid))
             patch_id = jnp.broadcast_to(table, (batch, len(table)))
             und = place(Kind.UND, len(table))
         if Kind.CLEAN in kinds:
-            latent = PixelCodec(model.patch).encode(patchify(image_BxHxWx3, model.patch))
+            latent = self.codec.encode_pictures(weights.vae, image_BxHxWx3)
             table = jnp.asarray(self._latent_ids())
             latent_id = jnp.broadcast_to(table, (batch, len(table)))
             gen = place(Kind.CLEAN, len(table))
@@ -437,15 +441,15 @@ class Programs:
             patch_image_BxV=jnp.zeros_like(patch_id),
         )
         cache = _cache(pool, rows)
-        out = self.fns.forward(params, streams, cache)
+        out = self.fns.forward(weights.model, streams, cache)
         # The model returns text, patches, latents; a copy's tokens take neighbouring slots.
         offsets = self._copy_slots(kinds)
         slot_BxS = rows.length_B[:, None] + jnp.asarray(offsets)[None]
         slot_BxS = jnp.where(active_Bx1, slot_BxS, rows.visible_to_BxC.shape[1])
         everything = joined([text, und, gen])
         k, v = out.k_LxBxSxKxDh, out.v_LxBxSxKxDh
-        cache = _write(cache, k, v, everything, slot_BxS)
-        logits = self._decisions(self.fns.logits(params, out.hidden_BxTxD[:, -1]))
+        cache = write(cache, k, v, everything, slot_BxS)
+        logits = self._decisions(self.fns.logits(weights.model, out.hidden_BxTxD[:, -1]))
         return _put_back(pool, rows, cache), logits
 
     def _copy_slots(self, kinds: tuple[Kind, ...]) -> np.ndarray:

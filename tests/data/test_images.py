@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from process_gen.core.configs import ModelConfig
 from process_gen.core.errors import DataError
 from process_gen.data import images
 
@@ -100,3 +101,23 @@ def test_pixel_types():
     assert np.abs(back - levels).max() <= 1
     assert images.to_uint8(np.array([-3.0, 3.0])).tolist() == [0, 255]
     assert images.to_uint8(np.array([1 - 2 / 255 * 0.1])).tolist() == [254]  # not rounded
+
+
+def test_rules_of_a_model_are_those_of_the_release():
+    released = ModelConfig(
+        codec="flux", codec_channels=16, patch=2, latent_grid=64, und_patch=14, und_grid=70
+    )
+    assert images.latent_rule(released) == images.VAE
+    assert images.und_rule(released) == images.VIT_INFERENCE
+    assert images.painted_copy(released) == images.VIT_EDIT
+    assert images.painted_copy(ModelConfig()) is None
+    small = ModelConfig(
+        codec="flux", codec_channels=16, patch=2, latent_grid=4, und_patch=14, und_grid=8
+    )
+    for width, height in ((640, 480), (9, 700), (64, 64), (5000, 33)):
+        picture = Image.new("RGB", (width, height))
+        rules = images.latent_rule(small), images.und_rule(small)
+        first, second = images.context_pictures(picture, latent=True, rules=rules)
+        for copy, side, grid in ((first, 16, 4), (second, 14, 8)):
+            assert not copy.shape[0] % side and not copy.shape[1] % side
+            assert max(copy.shape[:2]) <= grid * side

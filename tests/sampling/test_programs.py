@@ -16,8 +16,9 @@ from process_gen.data.tokenizer import load_tokenizer, token_ids
 from process_gen.models import functional
 from process_gen.models.image_codecs import PixelCodec, normalise
 from process_gen.models.unified import Streams
+from process_gen.sampling.cache import FOREVER
 from process_gen.sampling.painting import DECISIONS
-from process_gen.sampling.programs import FOREVER, Programs, Rows
+from process_gen.sampling.programs import Programs, Rows, Weights
 from process_gen.strokes.plans import StrokesOptions, trajectory_at
 
 TOKENIZER = load_tokenizer()
@@ -108,7 +109,7 @@ class Walk:
         padded[1, : len(tokens)] = tokens
         count = np.array([0, len(tokens)], np.int32)
         self.pool, logits = self.programs.prefill(
-            self.params, self.pool, self.rows(), padded, count
+            Weights(self.params, None), self.pool, self.rows(), padded, count
         )
         self.occupy(self.order + np.arange(len(tokens)))
         self.order += len(tokens)
@@ -116,13 +117,17 @@ class Walk:
         return np.asarray(logits)[1]
 
     def denoise(self, guided: bool) -> np.ndarray:
-        picture = self.programs.denoise(self.params, self.pool, self.rows(9), guided, 1, 2.0)
+        picture = self.programs.denoise(
+            Weights(self.params, None), self.pool, self.rows(9), guided, 1, 2.0
+        )
         return np.asarray(picture)[1]
 
     def read(self, image: np.ndarray) -> np.ndarray:
         self.order += 1  # that of the noised copy
         both = np.stack([np.zeros_like(image), image])
-        self.pool, logits = self.programs.read_picture(self.params, self.pool, self.rows(), both)
+        self.pool, logits = self.programs.read_picture(
+            Weights(self.params, None), self.pool, self.rows(), both
+        )
         kinds = [Kind.CLEAN] if "vae" in self.config.data.grammar.context_images else []
         kinds += [Kind.UND] if "vit" in self.config.data.grammar.context_images else []
         for kind in kinds:
@@ -214,7 +219,9 @@ def test_greedy_text_is_what_a_full_pass_would_choose():
     walk.reserve()
     walk.text(prompt_text("a red circle", "process"))
     before, order, position = walk.length, walk.order, walk.position
-    walk.pool, written = walk.programs.write_text(walk.params, walk.pool, walk.rows())
+    walk.pool, written = walk.programs.write_text(
+        Weights(walk.params, None), walk.pool, walk.rows()
+    )
     count = int(written.count_B[1])
     tokens = np.asarray(written.tokens_BxM)[1, :count]
     assert tokens[0] == IDS.bos and tokens[-1] == IDS.eos
