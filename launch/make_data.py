@@ -28,7 +28,8 @@ from process_gen.core.errors import DataError
 from process_gen.core.trajectory import Trajectory, validate
 from process_gen.data.builders import length_summary, write_folder
 from process_gen.data.packing import BAD, draw, measure_source
-from process_gen.data.pipeline import patch_sizes, picture_rule
+from process_gen.data.pictures import picture_rule
+from process_gen.data.pipeline import patch_sizes
 from process_gen.data.sources import Source, build_source
 from process_gen.data.tokenizer import load_tokenizer
 from process_gen.report.html import write_report

@@ -204,9 +204,8 @@ class DataConfig:
     Attributes:
       tokenizer: path of a `tokenizer.json`; empty for the committed Strokes one.
       sources, eval_sources: mixtures for training and for the fixed held-out split.
-      image_size: side in pixels that pictures are resized to before they become latent tokens; 0
-        leaves them as they are, which only model.codec="pixel" can take.
-      und_size: the same before they become understanding patches.
+      image_size: side in pixels that all pictures are resized to; 0 leaves them as they are, which
+        only model.codec="pixel" can take.
       text_len, und_len, gen_len: T, V and G of a pack.
       rows: packs in a global batch.
       eval_rows: packs of the held-out split, all evaluated each time.
@@ -220,7 +219,6 @@ class DataConfig:
     eval_sources: tuple[SourceConfig, ...] = ()
     grammar: GrammarConfig = GrammarConfig()
     image_size: int = 0
-    und_size: int = 0
     text_len: int = 448
     und_len: int = 112
     gen_len: int = 224
@@ -237,7 +235,7 @@ class DataConfig:
             self.und_len >= 0 and self.gen_len >= 0,
             "data.und_len and data.gen_len must be >= 0",
         )
-        for name in ("image_size", "und_size", "eval_rows", "prefetch"):
+        for name in ("image_size", "eval_rows", "prefetch"):
             value = getattr(self, name)
             _check(value >= 0, f"data.{name} must be >= 0, got {value}")
         _check(len(self.sources) > 0, "data.sources is empty")

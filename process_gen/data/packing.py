@@ -28,7 +28,7 @@ from process_gen.core.batch import PatchSizes, measure, table_ids
 from process_gen.core.configs import GrammarConfig, to_mapping
 from process_gen.core.errors import DataError, ProcessGenError
 from process_gen.core.grammar import Kind, Segment, to_segments
-from process_gen.data.images import Pictures
+from process_gen.data.pictures import AS_THEY_ARE, Pictures
 from process_gen.data.sources import Source
 from process_gen.data.tokenizer import Tokenizer, token_ids
 
@@ -38,8 +38,6 @@ _KEPT_REASONS = 100
 _UNIT = 1 << 20  # a full stream; integers, so that plans agree on every machine
 
 logger = logging.getLogger(__name__)
-
-_AS_THEY_ARE = Pictures()
 
 
 # ---- lengths -------------------------------------------------------------------------------------
@@ -82,7 +80,7 @@ def measure_source(
     grammar: GrammarConfig,
     tokenizer: Tokenizer,
     sizes: PatchSizes,
-    pictures: Pictures = _AS_THEY_ARE,
+    pictures: Pictures = AS_THEY_ARE,
 ) -> Measured:
     """Measures the trajectories ``start..stop`` of a source; see `cached_lengths`."""
     length_Nx3 = np.full((stop - start, 3), BAD, np.int32)
@@ -116,11 +114,11 @@ def settings_key(
     grammar: GrammarConfig,
     tokenizer: Tokenizer,
     sizes: PatchSizes,
-    pictures: Pictures = _AS_THEY_ARE,
+    pictures: Pictures = AS_THEY_ARE,
 ) -> str:
     """Hash of what decides a trajectory's lengths besides the trajectory itself."""
     shape = {k: v for k, v in to_mapping(grammar).items() if not k.endswith("dropout")}
-    resized = [] if pictures == _AS_THEY_ARE else [dataclasses.asdict(pictures)]
+    resized = [] if pictures == AS_THEY_ARE else [dataclasses.asdict(pictures)]
     return digest(shape, tokenizer.fingerprint, dataclasses.asdict(sizes), *resized)
 
 
@@ -163,7 +161,7 @@ def cached_lengths(
     grammar: GrammarConfig,
     tokenizer: Tokenizer,
     sizes: PatchSizes,
-    pictures: Pictures = _AS_THEY_ARE,
+    pictures: Pictures = AS_THEY_ARE,
 ) -> Measured:
     """Lengths of the trajectories ``start..stop`` of a source, from disk when they were measured.
 

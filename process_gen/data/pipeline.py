@@ -30,7 +30,6 @@ from process_gen.core.batch import (
 from process_gen.core.configs import Config, SourceConfig
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.grammar import to_segments
-from process_gen.data.images import Pictures, square_rule
 from process_gen.data.packing import (
     Plan,
     cached_lengths,
@@ -40,6 +39,7 @@ from process_gen.data.packing import (
     settings_key,
     shares,
 )
+from process_gen.data.pictures import picture_rule
 from process_gen.data.sources import Source, Split, build_source
 from process_gen.data.tokenizer import load_tokenizer, token_ids
 
@@ -61,15 +61,6 @@ def patch_sizes(config: Config) -> PatchSizes:
         und=model.und_patch,
         latent_grid=model.latent_grid,
         und_grid=model.und_grid,
-    )
-
-
-def picture_rule(config: Config) -> Pictures:
-    """How the data of a config resizes pictures."""
-    data, model = config.data, config.model
-    return Pictures(
-        latent=square_rule(data.image_size, model.latent_side),
-        und=square_rule(data.und_size, model.und_patch),
     )
 
 

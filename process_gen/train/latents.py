@@ -19,7 +19,7 @@ from process_gen.core.batch import PackedBatch
 from process_gen.core.configs import Config, ModelConfig
 from process_gen.core.errors import ConfigError
 from process_gen.core.patches import unpatchify
-from process_gen.data.pipeline import picture_rule
+from process_gen.data.pictures import picture_rule
 from process_gen.models.flux_codec import FluxCodec
 from process_gen.models.image_codecs import normalise
 from process_gen.sharding import rules

@@ -1,0 +1,79 @@
+"""The pictures of a run brought to the sizes that its model takes, before they are cut into tokens.
+
+All pictures that become latent tokens have one size, for the autoencoder encodes them together.
+The understanding copy is made from the picture *at that size*, as it is while painting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from process_gen.core.configs import Config
+from process_gen.core.errors import DataError
+from process_gen.core.grammar import Kind, Segment
+from process_gen.data.images import Resize, painted_copy
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """What a run does with pictures.
+
+    Attributes:
+      latent: for all of them, which must be square; None leaves them as they are.
+      und: for the copies that become understanding patches, after `latent`.
+    """
+
+    latent: Resize | None = None
+    und: Resize | None = None
+
+    def __call__(self, segments: Sequence[Segment], blank: bool = False) -> list[Segment]:
+        """The segments of one trajectory with their pictures resized.
+
+        Args:
+          segments: from `core.grammar.to_segments`.
+          blank: whether the sizes alone matter, as for measuring lengths.
+
+        Raises:
+          DataError: a picture is not square.
+        """
+        if self == AS_THEY_ARE:
+            return list(segments)
+        made: dict[tuple[int, bool], np.ndarray] = {}
+        out = []
+        for segment in segments:
+            if segment.image is None:
+                out.append(segment)
+                continue
+            key = (id(segment.image), segment.kind is Kind.UND)  # copies share their picture
+            if key not in made:
+                made[key] = self._resized(segment.image, segment.kind is Kind.UND, blank)
+            out.append(dataclasses.replace(segment, image=made[key]))
+        return out
+
+    def _resized(self, image: np.ndarray, und: bool, blank: bool) -> np.ndarray:
+        height, width = image.shape[:2]
+        if self.latent is not None and height != width:
+            raise DataError(
+                f"a picture of {width}x{height} px; with data.image_size all are square"
+            )
+        for rule in (self.latent, self.und if und else None):
+            if rule is not None:
+                size = rule.size(image.shape[1], image.shape[0])
+                if blank:
+                    image = np.broadcast_to(np.uint8(0), (size[1], size[0], 3))
+                elif size != (image.shape[1], image.shape[0]):
+                    image = rule.resized(image)
+        return image
+
+
+AS_THEY_ARE = Pictures()
+
+
+def picture_rule(config: Config) -> Pictures:
+    """How the data of a config resizes pictures."""
+    size, model = config.data.image_size, config.model
+    latent = Resize(size, size, model.latent_side) if size else None
+    return Pictures(latent, painted_copy(model))
