@@ -9,6 +9,7 @@
 The sections are model, data, loss, optimizer, train, mesh and sampler; process_gen/core/configs.py
 describes every key. With a checkpoint of the same config in DIR the run goes on from it; with one
 of another config nothing is touched and the exit status is 2. Ctrl-C saves before it stops.
+--config.train.init_from=DIR starts from the weights of a run or of an import (docs/bagel.md).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from process_gen.core.configs import Config
 from process_gen.data import pipeline
 from process_gen.models import functional
 from process_gen.sharding.mesh import make_mesh
-from process_gen.train import loop, optimizer, step
+from process_gen.train import latents, loop, optimizer, start, step
 from process_gen.train.state import TrainState
 
 
@@ -40,13 +41,15 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Wires data, model and loop together."""
-    config = common.read_config(values)
     workdir = common.required(values, "workdir")
+    config = start.adopt(common.read_config(values), workdir)
     manager.check_workdir(workdir, config)
     common.enable_compilation_cache()
     mesh = make_mesh(config.mesh)
     fns = functional.build(config.model)
     tx, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
+    way = latents.of_model(config.model)
+    prepare = latents.make_prepare(config, start.frozen_codec(config), mesh)
     process = (jax.process_index(), jax.process_count())
 
     def on_start(state: TrainState) -> None:
@@ -61,13 +64,14 @@ def main(values: flags.FlagValues) -> None:
         workdir,
         fns=fns,
         tx=tx,
-        train_step=step.make_train_step(fns, tx, schedule, config),
-        eval_step=step.make_eval_step(fns, config),
+        train_step=step.make_train_step(fns, tx, schedule, config, way),
+        eval_step=step.make_eval_step(fns, config, way),
         dataset=pipeline.train_dataset(config, *process),
         eval_batches=pipeline.eval_batches(config, *process),
         mesh=mesh,
         hooks=hooks(config),
         check_batch=lambda batch: step.check_batch(batch, config),
+        prepare=prepare,
         on_start=on_start,
     )
 

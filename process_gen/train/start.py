@@ -1,0 +1,71 @@
+"""Starting from a checkpoint: what a run takes over from it beside the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+from process_gen.checkpoint import bagel, manager
+from process_gen.core.configs import Config
+from process_gen.core.errors import ConfigError
+from process_gen.models.shapes import BAGEL
+
+# How the same model is run is the new run's own affair.
+_OWN = ("dtype", "param_dtype", "layers", "remat", "attention", "freeze_und")
+
+
+def adopt(config: Config, workdir: epath.PathLike) -> Config:
+    """Fills in what `train.init_from` decides.
+
+    Args:
+      config: of the run. Without `train.init_model` it comes back as it is, but for an absent
+        `train.init_from`.
+      workdir: of the run; one that goes on need not be told again where it started from.
+
+    Raises:
+      ConfigError: `train.init_model` without anything to start from.
+      CheckpointError: what is named there cannot be read.
+    """
+    train = config.train
+    if not train.init_from and (epath.Path(workdir) / "checkpoints").exists():
+        before = manager.find(workdir)[2].train.init_from
+        train = dataclasses.replace(train, init_from=before)
+        config = dataclasses.replace(config, train=train)
+    if not train.init_model:
+        return config
+    if not train.init_from:
+        raise ConfigError(
+            "this config takes the model from a checkpoint; name an imported folder or a run with "
+            "--config.train.init_from=DIR"
+        )
+    source = manager.find(train.init_from)[2]
+    own = {name: getattr(config.model, name) for name in _OWN}
+    tokenizer = config.data.tokenizer or source.data.tokenizer
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(source.model, **own),
+        data=dataclasses.replace(config.data, tokenizer=tokenizer),
+    )
+
+
+def frozen_codec(config: Config) -> Any:
+    """The codec's weights, NumPy arrays; None where it has none.
+
+    Raises:
+      ConfigError: there are some, and `train.init_from` does not say where.
+      CheckpointError: no imported folder stands behind it, or its file is damaged.
+    """
+    if config.model.codec != "flux":
+        return None
+    start = config.train.init_from
+    if not start:
+        raise ConfigError(
+            "model.codec='flux' needs the autoencoder of an imported folder; name one, or a run "
+            "that started from one, with --config.train.init_from=DIR"
+        )
+    folder, _, stated, _ = manager.find(start)
+    official = bagel.find_official(Path(start), Path(folder), stated)
+    return bagel.load_vae(official, config.model.vae, BAGEL)
