@@ -406,11 +406,13 @@ class SamplerConfig:
     Attributes:
       batch: rows painted side by side.
       denoise_steps: velocity evaluations a picture (Heun uses two each but the last).
-      one_shot_steps: the same in one-shot mode.
+      one_shot_steps: the same in every other mode.
       solver: "euler" or "heun".
       timestep_shift: shift of the sampling grid.
       guidance: text guidance scale in process mode; 1 is none.
-      one_shot_guidance: the same in one-shot mode.
+      one_shot_guidance: the same in every other mode.
+      image_guidance: scale of the branch that sees the texts only, in every mode but process; 1 is
+        none, and without text guidance there is none either.
       guidance_interval: guidance acts while low < t <= high.
       renorm: how a guided velocity is scaled back, see `core.flow_matching`.
       renorm_min: smallest factor of that scaling; 1 turns it off.
@@ -429,6 +431,7 @@ class SamplerConfig:
     timestep_shift: float = 1.0
     guidance: float = 1.5
     one_shot_guidance: float = 3.0
+    image_guidance: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     renorm: Literal["none", "global", "channel", "text_channel"] = "none"
     renorm_min: float = 0.0

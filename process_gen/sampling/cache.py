@@ -1,8 +1,8 @@
-"""What the pieces of painting share: pools of KV caches, and the keys of random numbers."""
+"""What the pieces of painting share: weights, pools of KV caches, keys of random numbers."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,18 @@ from process_gen.core.configs import ModelConfig
 from process_gen.models.transformer import Cache
 
 FOREVER = NEVER - 1  # visible to the end of the row's only trajectory
+
+
+class Weights(NamedTuple):
+    """What painting needs of a checkpoint.
+
+    Attributes:
+      model: as `models.functional` has them.
+      vae: of the codec; None where it has none.
+    """
+
+    model: Any
+    vae: Any
 
 
 class Pool(NamedTuple):

@@ -28,9 +28,9 @@ from process_gen.data.images import painted_copy
 from process_gen.data.tokenizer import Tokenizer, load_tokenizer, token_ids
 from process_gen.models import functional, image_codecs
 from process_gen.models.shapes import BAGEL
-from process_gen.sampling.cache import FOREVER
+from process_gen.sampling.cache import FOREVER, Weights
 from process_gen.sampling.painting import Painting, hide
-from process_gen.sampling.programs import Programs, Rows, Weights
+from process_gen.sampling.programs import Programs, Rows
 
 MODES = ("process", "one_shot")
 _SHORTEST_PREFILL = 16

@@ -27,21 +27,9 @@ from process_gen.models.functional import ModelFns
 from process_gen.models.transformer import Cache
 from process_gen.models.unified import Streams
 from process_gen.sampling import cache as caches
-from process_gen.sampling.cache import FOREVER, Pool, empty_part, keys, write
+from process_gen.sampling.cache import FOREVER, Pool, Weights, empty_part, keys, write
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.text_decode import next_token
-
-
-class Weights(NamedTuple):
-    """What painting needs of a checkpoint.
-
-    Attributes:
-      model: as `models.functional` has them.
-      vae: of the codec; None where it has none.
-    """
-
-    model: Any
-    vae: Any
 
 
 class Rows(NamedTuple):

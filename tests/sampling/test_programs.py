@@ -16,9 +16,9 @@ from process_gen.data.tokenizer import load_tokenizer, token_ids
 from process_gen.models import functional
 from process_gen.models.image_codecs import PixelCodec, normalise
 from process_gen.models.unified import Streams
-from process_gen.sampling.cache import FOREVER
+from process_gen.sampling.cache import FOREVER, Weights
 from process_gen.sampling.painting import DECISIONS
-from process_gen.sampling.programs import Programs, Rows, Weights
+from process_gen.sampling.programs import Programs, Rows
 from process_gen.strokes.plans import StrokesOptions, trajectory_at
 
 TOKENIZER = load_tokenizer()
