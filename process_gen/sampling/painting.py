@@ -7,13 +7,24 @@ writes, it ends with a `finish_reason`; it never raises.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from process_gen.core.grammar import TRANSITIONS, Kind, Next, Part, check_text, legal_next
+from process_gen.core.errors import DataError
+from process_gen.core.grammar import (
+    TRANSITIONS,
+    Kind,
+    Next,
+    Part,
+    check_text,
+    legal_next,
+    prompt_text,
+)
 from process_gen.core.trajectory import Image, Sampled, Step, Trajectory
+from process_gen.data.tokenizer import Tokenizer
 
 DECISIONS = (Next.TEXT, Next.IMAGE, Next.END)
 
@@ -27,6 +38,23 @@ def choose(part: Part, logits: Sequence[float]) -> Next | None:
     """
     legal = legal_next(part)
     return max(legal, key=lambda following: logits[DECISIONS.index(following)], default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One painting to be made.
+
+    Attributes:
+      prompt: the user's words.
+      metadata: what came with them, handed through.
+      index: place of the prompt in the request.
+      sample: number among the paintings of this prompt.
+    """
+
+    prompt: str
+    metadata: Mapping[str, Any]
+    index: int
+    sample: int
 
 
 @dataclasses.dataclass
@@ -44,6 +72,7 @@ class Painting:
         text-dropped guidance branch takes.
       spans: cache slots ``[start, stop)`` of the copies of the picture last painted.
       segments: segments begun so far; keys of random numbers count them.
+      inputs: pictures given with the prompt.
     """
 
     prompt: str
@@ -66,6 +95,29 @@ class Painting:
     text: str | None = None
     nfe: int = 0
     started: float = 0.0
+    inputs: tuple[Image, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        mode: str,
+        seed: int,
+        max_images: int,
+        inputs: tuple[Image, ...] = (),
+    ) -> Painting:
+        """A painting that begins now."""
+        return cls(
+            prompt=request.prompt,
+            mode=mode,
+            metadata=request.metadata,
+            index=request.index,
+            sample=request.sample,
+            seed=seed,
+            max_images=max_images,
+            started=time.monotonic(),
+            inputs=inputs,
+        )
 
     def __post_init__(self) -> None:
         """Begins with the prompt."""
@@ -148,6 +200,7 @@ class Painting:
         return Trajectory(
             prompt=self.prompt,
             mode=self.mode,
+            inputs=self.inputs,
             steps=tuple(self.steps),
             final_image=self.picture,
             text=self.text,
@@ -166,3 +219,25 @@ def hide(visible_to: np.ndarray, spans: Sequence[tuple[int, int]], last_order: i
     """Hides cache slots from orders after `last_order`, in place."""
     for start, stop in spans:
         visible_to[start:stop] = last_order
+
+
+def prompt_tokens(painting: Painting, tokenizer: Tokenizer, longest: int) -> list[int] | None:
+    """Ids of the prompt's words, or None where the painting was refused for them.
+
+    Args:
+      painting: is closed when it is refused.
+      tokenizer: of the model.
+      longest: tokens that a prompt may have, both boundary tokens included.
+    """
+    try:
+        tokens = tokenizer.encode(prompt_text(painting.prompt, painting.mode))
+    except DataError as error:
+        painting.close("refused", str(error))
+        return None
+    if not painting.prompt.strip():
+        painting.close("refused", "the prompt is empty")
+    elif len(tokens) + 2 > longest:
+        painting.close("refused", f"the prompt has {len(tokens)} tokens, more than {longest - 2}")
+    else:
+        return tokens
+    return None

@@ -280,7 +280,7 @@ class Programs:
         _, cache, _, _, written = jax.lax.while_loop(unfinished, body, start)
         return _put_back(pool, rows, cache), written
 
-    @functools.partial(jax.jit, static_argnums=(0, 4, 5))
+    @functools.partial(jax.jit, static_argnums=(0, 4, 5), static_argnames="image_guided")
     def denoise(
         self,
         weights: Weights,
@@ -289,6 +289,7 @@ class Programs:
         guided: bool,
         steps: int,
         scale: jax.Array | float,
+        image_guided: bool = False,
     ) -> jax.Array:
         """Paints one picture a row over caches that are not written.
 
@@ -302,6 +303,8 @@ class Programs:
           guided: whether the text-dropped branch runs.
           steps: velocity evaluations.
           scale: text guidance.
+          image_guided: whether `image_guidance` acts too. Its branch sees the texts only, and is
+            the conditional one itself where there are no pictures.
 
         Returns:
           ``uint8[B, H, W, 3]``.
@@ -340,12 +343,13 @@ class Programs:
             v = flow.to_velocity(output, x, t, model.prediction, self.config.loss.min_t)
             parts = jnp.split(v, branches, 1)
             low, high = sampler.guidance_interval
+            acts = (low < t) & (t <= high)
             return flow.guide(
                 parts[0],
                 parts[1] if guided else None,
-                None,
-                text_scale=jnp.where((low < t) & (t <= high), scale, 1.0),
-                image_scale=1.0,
+                parts[0] if image_guided else None,
+                text_scale=jnp.where(acts, scale, 1.0),
+                image_scale=jnp.where(acts, sampler.image_guidance, 1.0),
                 renorm=sampler.renorm,
                 renorm_min=sampler.renorm_min,
             )
