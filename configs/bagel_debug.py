@@ -1,8 +1,8 @@
 """Process training of a tiny imported checkpoint, to see that everything fits together.
 
-    python -m launch.import_bagel --source=tests/parity/fixtures/checkpoint --output=runs/imported \\
+    python -m launch.import_bagel --source=tests/parity/fixtures/checkpoint --output=runs/import \\
         --tokenizer=bytes
-    python -m launch.train --config=configs/bagel_debug.py --config.train.init_from=runs/imported \\
+    python -m launch.train --config=configs/bagel_debug.py --config.train.init_from=runs/import \\
         --workdir=runs/bagel_debug
 
 Hardware: one CPU core, about a minute. Sizes of the model and the tokenizer come from the import.

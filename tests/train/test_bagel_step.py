@@ -1,0 +1,188 @@
+"""Training on an imported checkpoint: from pictures to losses, on one device and on several."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import bagel_7b, bagel_debug
+from launch import common, import_bagel
+from process_gen.checkpoint import manager
+from process_gen.core import configs
+from process_gen.core.batch import PackedBatch, Place
+from process_gen.core.errors import CheckpointError, ConfigError
+from process_gen.core.patches import patchify
+from process_gen.data import pipeline
+from process_gen.models import functional
+from process_gen.models.flux_codec import FluxCodec
+from process_gen.sharding.mesh import make_mesh
+from process_gen.train import latents, optimizer, start, state, step
+
+ROOT = Path(__file__).resolve().parents[2]
+CHECKPOINT = ROOT / "tests" / "parity" / "fixtures" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    output = tmp_path_factory.mktemp("bagel") / "imported"
+    arguments = ["x", f"--source={CHECKPOINT}", f"--output={output}", "--tokenizer=bytes"]
+    common.run(import_bagel.main, import_bagel.define_flags, "", arguments)
+    return output
+
+
+def debug(imported, **train_section):
+    mapping = bagel_debug.get_config().to_dict()
+    mapping["train"] |= {"init_from": str(imported), **train_section}
+    return configs.from_mapping(mapping)
+
+
+SCRIPT = """
+import json, sys
+import jax
+from process_gen.core import configs
+from process_gen.data import pipeline
+from process_gen.models import functional
+from process_gen.sharding.mesh import make_mesh
+from process_gen.train import latents, loop, optimizer, start, step, writers
+
+config, workdir, vae = configs.from_mapping(json.loads(sys.argv[1])), sys.argv[2], None
+assert jax.device_count() == 4
+
+class Losses(writers.MetricWriter):
+    def __init__(self): self.found = []
+    def write_scalars(self, step, scalars): self.found.append([step, scalars["train/loss"]])
+
+def run(name, devices, seed=0, **mesh):
+    mapping = configs.to_mapping(config)
+    mapping["train"] |= {"seed": seed}
+    own = start.adopt(configs.from_mapping(mapping | {"mesh": mesh}), workdir + name)
+    grid, way = make_mesh(own.mesh, jax.devices()[:devices]), latents.of_model(own.model)
+    fns = functional.build(own.model)
+    tx, schedule = optimizer.make_optimizer(own.optimizer, fns.logical_axes)
+    writer = Losses()
+    loop.fit(
+        own, workdir + name, fns=fns, tx=tx, mesh=grid, writer=writer, eval_batches=[],
+        train_step=step.make_train_step(fns, tx, schedule, own, way), eval_step=None,
+        dataset=pipeline.train_dataset(own),
+        prepare=latents.make_prepare(own, start.frozen_codec(own), grid))
+    return writer.found
+
+print(json.dumps([run("/a", 1), run("/b", 4, data=2, fsdp=2), run("/c", 1, seed=1)]))
+"""
+
+
+@pytest.mark.multidevice
+def test_one_and_four_devices_have_the_same_losses(imported, tmp_path):
+    mapping = configs.to_mapping(debug(imported, steps=2, eval_every=0, save_every=0))
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(mapping), str(tmp_path)],
+        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, four, other = np.array(json.loads(done.stdout.splitlines()[-1]))
+    assert one[:, 0].tolist() == [1, 2] and np.isfinite(one).all()
+    np.testing.assert_allclose(four, one, rtol=1e-5)
+    assert np.abs(other[:, 1] / one[:, 1] - 1).max() > 1e-4  # other times, noise and latents
+
+
+def test_each_picture_of_a_row_is_encoded_as_if_alone(imported):
+    config = start.adopt(debug(imported), imported.parent / "nothing")
+    codec, vae = FluxCodec(config.model.vae, config.model.patch), start.frozen_codec(config)
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (2, 3, 16, 16, 3), dtype=np.uint8)
+    tokens = patchify(pictures, codec.side)  # [2, 3, 16, 48]
+    row = np.zeros((2, 53, tokens.shape[-1]), np.uint8)
+    row[:, :48] = tokens.reshape(2, 48, -1)
+    found = np.asarray(latents.encode_tokens(codec, vae, row, 4))
+    assert found.shape == (2, 53, 2 * config.model.latent_features)
+    alone = np.asarray(codec.moments(vae, pictures[1, 2][None]))[0]
+    np.testing.assert_allclose(found[1, 32:48], alone, atol=1e-5)
+    assert np.abs(found[1, 16:32] - alone).max() > 0.1
+    assert not found[:, 48:].any()
+
+    # x0 is a sample: its mean over draws is the latent of the mean.
+    way = latents.of_model(config.model)
+    assert way.features(found.shape[-1]) == config.model.latent_features
+    draw = way.draw(jax.random.key(0), (2, 53, config.model.latent_features))
+    wanted = codec.encode_pictures(vae, jnp.asarray(pictures[1]))[2]
+    np.testing.assert_allclose(way.x0(found, None)[1, 32:48], wanted, atol=1e-5)
+    assert np.abs(way.x0(found, draw)[1, 32:48] - wanted).max() > 1e-3
+
+
+def test_what_an_import_decides(imported, tmp_path):
+    config = start.adopt(debug(imported), tmp_path)
+    stored = manager.find(imported)[2]
+    assert config.model == stored.model and config.model != debug(imported).model
+    assert config.data.tokenizer == str(imported / "tokenizer.json")
+    mapping = configs.to_mapping(debug(imported))
+    mapping["model"]["remat"] = "full"  # how the model is run stays the run's own
+    mapping["data"]["tokenizer"] = "mine.json"
+    own = start.adopt(configs.from_mapping(mapping), tmp_path)
+    assert (own.model.remat, own.data.tokenizer) == ("full", "mine.json")
+    with pytest.raises(ConfigError, match="train.init_from=DIR"):
+        start.adopt(debug(""), tmp_path)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        start.adopt(debug(tmp_path / "nowhere"), tmp_path)
+    mapping["train"]["init_model"] = False
+    plain = configs.from_mapping(mapping)
+    assert start.adopt(plain, tmp_path) is plain
+
+
+def test_pictures_need_one_size(imported, tmp_path):
+    mapping = configs.to_mapping(start.adopt(debug(imported), tmp_path))
+    mapping["data"]["image_size"] = 0
+    config = configs.from_mapping(mapping)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    with pytest.raises(ConfigError, match="set data.image_size"):
+        latents.make_prepare(config, None, mesh)
+
+
+def test_bagel_7b_is_the_released_model_and_its_step_traces():
+    config = configs.from_mapping(bagel_7b.get_config().to_dict())
+    model, data = config.model, config.data
+    fns = functional.build(model)
+    tx, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
+    shapes = jax.eval_shape(
+        lambda key: state.make_state(fns.init(key), tx, 1, config.optimizer.ema_decay),
+        jax.random.key(0),
+    )
+    tables = (64 * 64 + 70 * 70) * 3584  # frozen, not among the weights
+    assert sum(x.size for x in jax.tree.leaves(shapes.params)) + tables == 14_607_260_128
+    assert 32_000 < data.text_len + data.und_len + data.gen_len < 34_000
+
+    def part(length):
+        return jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    def floats(length, features, dtype):
+        return jax.ShapeDtypeStruct((1, length, features), dtype)
+
+    t, v, g = part(data.text_len), part(data.und_len), part(data.gen_len)
+    batch = PackedBatch(
+        Place(t, t, t, t), Place(v, v, v, v), Place(g, g, g, g), t, t, t,
+        floats(data.und_len, model.und_features, jnp.uint8), v, v,
+        floats(data.gen_len, 2 * model.latent_features, jnp.float32), g, g, g,
+    )  # fmt: skip
+    run = step.make_train_step(fns, tx, schedule, config, latents.of_model(model))
+    after, metrics = jax.eval_shape(run, shapes, batch, jax.random.key(0))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), shapes
+    )
+    assert metrics["loss"][0].dtype == jnp.float32
+
+
+def test_bagel_7b_reads_a_folder():
+    config = configs.from_mapping(bagel_7b.get_config("somewhere").to_dict())
+    assert config.data.sources == (configs.SourceConfig("folder", path="somewhere"),)
+    assert pipeline.patch_sizes(config).latent == 16
