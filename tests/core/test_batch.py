@@ -211,6 +211,33 @@ def test_dropout_happens_as_often_as_asked(ids, sizes):
 # ---- lengths and packs ---------------------------------------------------------------------------
 
 
+FAULT = Step(
+    "<ins>a</ins><des>a</des>", IMAGE, "no <refine>b</refine>", refined=IMAGE, refined_plan=None
+)
+TWO_STEPS = Trajectory("dot", steps=(FAULT, ONE_STEP.steps[0]), final_image=IMAGE)
+
+
+@pytest.mark.parametrize("kind", ["vae", "vit"])
+def test_a_dropped_copy_is_seen_by_its_own_inspection_and_nothing_later(kind, ids, sizes):
+    whole_run = run_of(TWO_STEPS, ids, sizes)
+    run = run_of(TWO_STEPS, ids, sizes, Dropout(**{kind: 1.0}))
+    dropped, kept = (run.gen, run.und) if kind == "vae" else (run.und, run.gen)
+    before, same = (whole_run.gen, whole_run.und)[:: 1 if kind == "vae" else -1]
+    np.testing.assert_array_equal(kept, same)
+    np.testing.assert_array_equal(dropped[[0, 1, 3, 4, 5]], before[[0, 1, 3, 4, 5]])
+    np.testing.assert_array_equal(run.text[[0, 1, 3, 4, 5, 6]], whole_run.text[[0, 1, 3, 4, 5, 6]])
+    context = np.ones(dropped.shape[1], bool) if kind == "vit" else dropped[5] == NO_COPY
+    orders = sorted(set(dropped[0, context].tolist()))  # sketch, refinement, second sketch
+    assert len(orders) == 3
+    last = [int(dropped[2, context & (dropped[0] == order)][0]) for order in orders]
+    end = int(run.text[0].max())
+    assert set(before[2, context].tolist()) == {end}
+    plan_of_second = run.text[0, run.text[6] == int(Stage.PLAN)].max()
+    assert orders[0] < last[0] < orders[1]  # to the end of the inspection that found the fault
+    assert last[1] == orders[1] < plan_of_second  # nobody inspects a refinement
+    assert last[2] == end  # the last inspection ends the trajectory
+
+
 def test_lengths_equal_measure(thousand, grammars, ids, sizes):
     rng = np.random.default_rng(0)
     for i, trajectory in enumerate(thousand[::2]):

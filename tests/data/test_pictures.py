@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from process_gen.core.batch import measure
+from process_gen.core.configs import Config, DataConfig, GrammarConfig, ModelConfig
+from process_gen.core.encoder_sizes import VaeSizes
+from process_gen.core.errors import DataError
+from process_gen.core.grammar import Kind, to_segments
+from process_gen.core.trajectory import Trajectory
+from process_gen.data.packing import settings_key
+from process_gen.data.pictures import AS_THEY_ARE, picture_rule
+from process_gen.data.pipeline import patch_sizes
+from process_gen.data.tokenizer import load_tokenizer, token_ids
+from process_gen.strokes.plans import StrokesOptions, trajectory_at
+
+MODEL = ModelConfig(
+    codec="flux", patch=2, codec_channels=4, latent_grid=8, und_encoder="siglip", und_patch=14,
+    und_grid=8, vae=VaeSizes(channels=32, multipliers=(1, 2), latent_channels=4),
+)  # fmt: skip
+CONFIG = Config(model=MODEL, data=DataConfig(image_size=16))
+
+
+def test_pictures_reach_their_sizes_and_copies_share_them():
+    segments = to_segments(trajectory_at(0, 1, StrokesOptions()), GrammarConfig())
+    resized = picture_rule(CONFIG)(segments)
+    blank = picture_rule(CONFIG)(segments, blank=True)
+    by_kind = {}
+    for before, after, outline in zip(segments, resized, blank, strict=True):
+        if before.image is None:
+            assert after is before
+            continue
+        side = 28 if before.kind is Kind.UND else 16
+        assert after.image.shape == outline.image.shape == (side, side, 3)
+        assert after.image.dtype == np.uint8 and not outline.image.any()
+        by_kind.setdefault(before.kind, []).append(after.image)
+    assert by_kind[Kind.NOISED][0] is by_kind[Kind.CLEAN][0]
+    # Shrinking keeps the mean; the understanding copy shows the same picture.
+    mean = np.mean(segments[2].image, (0, 1))
+    np.testing.assert_allclose(by_kind[Kind.CLEAN][0].mean((0, 1)), mean, atol=3)
+    np.testing.assert_allclose(by_kind[Kind.UND][0].mean((0, 1)), mean, atol=4)
+    ids, sizes = token_ids(load_tokenizer()), patch_sizes(CONFIG)
+    assert sizes.latent == 4
+    assert measure(resized, ids, sizes) == measure(blank, ids, sizes)
+
+
+def test_without_a_size_nothing_changes():
+    segments = to_segments(trajectory_at(0, 1, StrokesOptions()), GrammarConfig())
+    assert picture_rule(Config()) == AS_THEY_ARE
+    same = picture_rule(Config())(segments)
+    assert all(a is b for a, b in zip(same, segments, strict=True))
+    # Plans of runs that were made before there was such a setting stay what they were.
+    tokenizer, sizes = load_tokenizer(), patch_sizes(Config())
+    key = settings_key(GrammarConfig(), tokenizer, sizes)
+    assert key == settings_key(GrammarConfig(), tokenizer, sizes, picture_rule(Config()))
+    assert key != settings_key(GrammarConfig(), tokenizer, sizes, picture_rule(CONFIG))
+
+
+def test_a_picture_that_is_not_square_is_refused():
+    wide = Trajectory("x", mode="one_shot", final_image=np.zeros((32, 48, 3), np.uint8))
+    segments = to_segments(wide, GrammarConfig())
+    with pytest.raises(DataError, match="48x32 px"):
+        picture_rule(CONFIG)(segments)
+    kept = dataclasses.replace(CONFIG, data=DataConfig())
+    assert picture_rule(kept)(segments)[1].image.shape == (32, 48, 3)
