@@ -26,7 +26,7 @@ import ml_dtypes
 import numpy as np
 
 from process_gen.checkpoint import bagel_config, manager, name_map, safetensors_io, streaming
-from process_gen.core.configs import Config, DataConfig, LossConfig, ModelConfig
+from process_gen.core.configs import Config, DataConfig, GrammarConfig, LossConfig, ModelConfig
 from process_gen.core.encoder_sizes import VaeSizes
 from process_gen.core.errors import CheckpointError
 
@@ -106,10 +106,15 @@ def import_folder(
             (part / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
             config = Config(
                 model=model,
-                data=DataConfig(tokenizer=str(output.absolute() / "tokenizer.json")),
+                data=DataConfig(
+                    tokenizer=str(output.absolute() / "tokenizer.json"),
+                    # Without an understanding encoder a painted picture has one copy.
+                    grammar=GrammarConfig("vae" if model.und_encoder == "none" else "vae+vit"),
+                ),
                 loss=LossConfig(
                     timestep_shift=float(found.settings.main.get("timestep_shift", 1.0))
                 ),
+                sampler=bagel_config.sampler_config(model),
             )
             facts = {
                 "tokenizer": fingerprint,

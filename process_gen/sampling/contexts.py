@@ -33,7 +33,7 @@ from process_gen.sampling.text_decode import next_token
 
 MAIN, TEXT_DROPPED, IMAGE_DROPPED = range(3)
 _OUTSIDE = 1 << 30  # a slot that no cache has
-_SHORTEST_TEXT, _SHORTEST_PICTURE = 16, 64
+_SHORTEST_TEXT, _SHORTEST_PICTURE, _SMALLEST_CACHE = 16, 64, 1024
 
 
 def padded(count: int, smallest: int) -> int:
@@ -148,6 +148,18 @@ class ContextPrograms:
     def _pair(self) -> np.ndarray:
         return np.array([self.ids.image_start, self.ids.image_end], np.int32)
 
+    # ---- pictures --------------------------------------------------------------------------------
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def encode(self, weights: Weights, image_HxWx3: jax.Array) -> jax.Array:
+        """Latent tokens ``[N, P]`` of a uint8 picture."""
+        return self.codec.encode_pictures(weights.vae, image_HxWx3[None])[0]
+
+    @functools.partial(jax.jit, static_argnums=(0, 3, 4))
+    def decode(self, weights: Weights, latent_NxP: jax.Array, rows: int, columns: int) -> jax.Array:
+        """A uint8 picture of latent tokens."""
+        return self.codec.decode(weights.vae, latent_NxP[None], rows, columns)[0]
+
     # ---- forward calls ---------------------------------------------------------------------------
 
     def _streams(
@@ -155,13 +167,14 @@ class ContextPrograms:
     ) -> tuple[Streams, Place]:
         """A segment as it stands in each row, and the places of all its tokens."""
         rows = order_R.shape[0]
-        used_S = segment.slot_S < _OUTSIDE
-        order = order_R[:, None] + segment.step_S
+        used_1xS = jnp.asarray(segment.slot_S)[None] < _OUTSIDE
+        step_1xS = jnp.asarray(segment.step_S)[None]
+        order = order_R[:, None] + step_1xS
         place = Place(
-            order=jnp.where(used_S, order, PAD_ORDER),
-            visible_from=jnp.where(used_S, order, NEVER),
-            visible_to=jnp.broadcast_to(jnp.where(used_S, FOREVER, PAD_ORDER), order.shape),
-            position=position_R[:, None] + segment.step_S,
+            order=jnp.where(used_1xS, order, PAD_ORDER),
+            visible_from=jnp.where(used_1xS, order, NEVER),
+            visible_to=jnp.broadcast_to(jnp.where(used_1xS, FOREVER, PAD_ORDER), order.shape),
+            position=position_R[:, None] + step_1xS,
         )
         sizes = (len(segment.token_T), len(segment.patch_id_V), len(segment.latent_id_G))
         cuts = np.cumsum(sizes)[:2]
@@ -171,7 +184,7 @@ class ContextPrograms:
         def repeated(one: Any) -> jax.Array:
             return jnp.broadcast_to(jnp.asarray(one)[None], (rows, *one.shape))
 
-        used_V = used_S[sizes[0] : sizes[0] + sizes[1]]
+        used_V = used_1xS[0, sizes[0] : sizes[0] + sizes[1]]
         streams = Streams(
             text=text,
             und=und,
@@ -194,7 +207,7 @@ class ContextPrograms:
         streams, place = self._streams(at.order_R, at.position_R, segment, 0.0)
         cache = _cache(pool, at)
         out = self.fns.forward(weights.model, streams, cache)
-        slot_RxS = at.length_R[:, None] + segment.slot_S
+        slot_RxS = at.length_R[:, None] + segment.slot_S[None]
         cache = caches.write(cache, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh, place, slot_RxS)
         pool = Pool(
             pool.k.at[:, at.index_R].set(cache.k_LxBxCxKxDh),
@@ -311,7 +324,7 @@ class ContextPrograms:
             slot_1x1 = at.length_R[:, None] + i
             cache = caches.write(cache, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh, place, slot_1x1)
             logits_1xW = self.fns.logits(weights.model, out.hidden_BxTxD[:, 0])
-            legal_1xW = jnp.where(forbidden_W, -jnp.inf, logits_1xW)
+            legal_1xW = jnp.where(forbidden_W[None], -jnp.inf, logits_1xW)
             keys_1 = jax.vmap(jax.random.fold_in, (0, None))(key_1, i)
             following_1 = next_token(legal_1xW, keys_1, temperature, top_p)
             done = (following_1[0] == ids.eos) | (following_1[0] == ids.bos)
@@ -370,7 +383,7 @@ class Contexts:
     def __init__(self, programs: ContextPrograms, weights: Weights, rows: int, slots: int = 1):
         """Empty contexts with room for `slots` tokens; more is made where it is needed."""
         self._programs, self._weights = programs, weights
-        slots = padded(slots, _SHORTEST_PICTURE)
+        slots = padded(slots, _SMALLEST_CACHE)
         self.pool = caches.make_pool(programs.config.model, rows, slots)
         self.length, self.order, self.position = np.zeros((3, rows), np.int32)
         self.visible_from = np.full((rows, slots), NEVER, np.int32)
@@ -419,7 +432,7 @@ class Contexts:
         needed = int(self.length[list(rows)].max()) + count
         if needed <= have:
             return
-        extra = padded(needed, _SHORTEST_PICTURE) - have
+        extra = padded(needed, _SMALLEST_CACHE) - have
         wider = ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))
         self.pool = Pool(jnp.pad(self.pool.k, wider), jnp.pad(self.pool.v, wider))
         self.visible_from = np.pad(self.visible_from, ((0, 0), (0, extra)), constant_values=NEVER)

@@ -159,7 +159,7 @@ class Interleaver:
         shown: list[tuple[Any, np.ndarray, bool]] = []
         for first, second in self.copies:
             if first is not None:
-                latents = codec.encode_pictures(self.weights.vae, jnp.asarray(first)[None])[0]
+                latents = self.programs.encode(self.weights, jnp.asarray(first))
                 ids = table_ids(*first.shape[:2], codec.side, model.latent_grid)
                 shown.append((latents, ids, True))
             patches = patchify(normalise(second), model.und_patch)
@@ -232,4 +232,4 @@ class Interleaver:
             sampler,
         )
         rows, columns = (side // codec.side for side in self.size)
-        return np.asarray(codec.decode(self.weights.vae, latents[None], rows, columns))[0]
+        return np.asarray(self.programs.decode(self.weights, latents, rows, columns))
