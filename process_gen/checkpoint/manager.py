@@ -51,7 +51,7 @@ class CheckpointManager:
 
     def __init__(self, workdir: epath.PathLike, config: configs.Config) -> None:
         self._config = config
-        self.workdir = epath.Path(workdir)
+        self.workdir = absolute(workdir)
         self.directory = self.workdir / "checkpoints"
         check_workdir(workdir, config)
         name = config.train.best_metric
@@ -164,7 +164,7 @@ def check_workdir(workdir: epath.PathLike, config: configs.Config) -> None:
     Raises:
       CheckpointError: names the settings that differ.
     """
-    directory = epath.Path(workdir) / "checkpoints"
+    directory = absolute(workdir) / "checkpoints"
     if not _steps(directory):
         return
     path = _step_path(directory, "latest")
@@ -228,7 +228,7 @@ def find(
     Returns:
       `(folder, weights, config, meta)`; `weights` is the part that is there.
     """
-    root = epath.Path(path)
+    root = absolute(path)
     if (root / "meta").exists():
         chosen = root
     elif (root / "checkpoints").exists():
@@ -240,6 +240,11 @@ def find(
     if weights == "ema" and not (chosen / "ema").exists():
         weights = "params"
     return chosen, weights, config, meta
+
+
+def absolute(path: epath.PathLike) -> epath.Path:
+    """The path as Orbax wants it; a remote one, such as gs://, is absolute already."""
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).resolve()
 
 
 def score(name: str, value: float | None) -> float:

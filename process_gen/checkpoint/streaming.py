@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from process_gen.checkpoint import manager, name_map
@@ -36,8 +35,8 @@ def write(
       arrays: path (slashes between keys) and value of every weight; each is dropped once written.
       meta: further JSON facts.
     """
-    target = epath.Path(workdir) / "checkpoints" / "0"
-    session = epath.Path(workdir) / "arrays"
+    target = manager.absolute(workdir) / "checkpoints" / "0"
+    session = manager.absolute(workdir) / "arrays"
     context = manager.open_context()
     context.memory.deepcopy_host_arrays = False
     context.array.saving.use_compression = False

@@ -63,6 +63,15 @@ def test_round_trip_of_every_part(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, trees, make_trees(8))
 
 
+def test_a_relative_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save("run", {7: {"loss": 0.5}})
+    _, params, _ = manager.load_for_sampling("run", "params")
+    np.testing.assert_array_equal(params["b"], make_trees(7)["params"]["b"])
+    assert (tmp_path / "run" / "checkpoints" / "7").exists()
+    assert str(manager.absolute("gs://bucket/run")) == "gs://bucket/run"
+
+
 def test_keeps_the_newest_and_the_best(tmp_path):
     losses = {1: {"loss": 0.5}, 2: {"loss": 0.1}, 3: {"loss": 0.7}, 4: None, 5: {"loss": 0.3}}
     save(tmp_path, losses)
