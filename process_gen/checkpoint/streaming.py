@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from process_gen.checkpoint import manager, name_map
