@@ -54,6 +54,7 @@ def draw(key: jax.Array, batch: PackedBatch, latents: Latents = _PIXELS) -> Draw
     return Draws(
         jax.random.normal(key_time, batch.copy_BxG.shape),
         jax.random.normal(key_noise, shape),
+        # `split` has made children 0 and 1.
         latents.draw(jax.random.fold_in(key, 2), shape),
     )
 

@@ -141,6 +141,28 @@ def test_stopping_and_going_on_equals_going_through(tmp_path, capsys):
     assert not np.array_equal(other.params["b"], through.params["b"])
 
 
+def test_batches_are_prepared_for_training_and_for_validation(tmp_path):
+    config = make_config(train={"steps": 2, "eval_every": 2})
+
+    class Halved(Numbers):
+        def __next__(self):
+            return {"x": super().__next__()["x"] / 2}
+
+    def doubled(batch):
+        assert isinstance(batch["x"], jax.Array)  # on its devices already
+        return {"x": batch["x"] * 2}
+
+    held_out = [next(Numbers())]
+    plain = run(tmp_path / "a", config, eval_batches=held_out)
+    halved = {"x": held_out[0]["x"] / 2}
+    prepared = run(tmp_path / "b", config, Halved(), eval_batches=[halved], prepare=doubled)
+    assert_same(plain, prepared)
+    losses = [[e["loss"] for e in read_metrics(tmp_path / d)] for d in "ab"]
+    assert len(losses[0]) == 2 and losses[0] == losses[1]
+    unprepared = run(tmp_path / "c", config, Halved(), eval_batches=[halved])
+    assert not np.array_equal(unprepared.params["b"], plain.params["b"])
+
+
 def test_logged_means_are_over_the_window(tmp_path):
     losses = []
     config = make_config(train={"eval_every": 0, "steps": 7})
