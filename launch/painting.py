@@ -19,13 +19,11 @@ from etils import epath
 
 import process_gen
 from launch import common
-from process_gen.core.configs import SamplerConfig
 from process_gen.core.errors import ConfigError, DataError
-from process_gen.core.settings import build
-from process_gen.core.trajectory import Trajectory
+from process_gen.core.trajectory import Image, Trajectory
 from process_gen.evaluation.strokes import verdicts
 from process_gen.report.curves import read_history
-from process_gen.sampling import records
+from process_gen.sampling import interleaved, records
 from process_gen.sampling.painter import Painter
 from process_gen.strokes import oracle
 from process_gen.strokes.scene import SIZE
@@ -98,6 +96,7 @@ def paint(
     seed: int,
     num: int = 1,
     size: tuple[int, int] | None = None,
+    images: Sequence[Image] = (),
     settings: Mapping[str, Any],
     keep: int | None = None,
 ) -> Painted:
@@ -107,7 +106,7 @@ def paint(
       painter: weights and settings.
       prompts: words or mappings with a "prompt".
       out: folder, see `make_room`.
-      mode, seed, num, size, settings: see `sampling.painter.Painter.paint`.
+      mode, seed, num, size, images, settings: see `sampling.painter.Painter.paint`.
       keep: how many of the paintings to hold in memory, from the first on; None is all.
 
     Raises:
@@ -122,7 +121,7 @@ def paint(
             return interrupted()
 
         stream = painter.stream(
-            prompts, mode=mode, seed=seed, num=num, size=size, stop=stop, **settings
+            prompts, mode=mode, seed=seed, num=num, size=size, images=images, stop=stop, **settings
         )
         clear(out)
         with records.Recorder(out) as recorder:
@@ -290,15 +289,14 @@ def sampler_settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def provenance(
-    painter: Painter, *, mode: str, seed: int, settings: Mapping[str, Any]
+    painter: Painter, *, mode: str, seed: int, settings: Mapping[str, Any], images: bool = False
 ) -> dict[str, Any]:
     """Which weights painted, and how: nested plain values, for reports and `--json`.
 
     Raises:
       ConfigError: a setting is unknown or out of range.
     """
-    own = dataclasses.asdict(painter.config.sampler)
-    sampler = dataclasses.asdict(build(SamplerConfig, {**own, **settings}, "sampler"))
+    sampler = interleaved.sampler_settings(painter.config.sampler, mode, images, settings)
     return {
         "checkpoint": painter.meta.get("path"),
         "step": painter.meta.get("step"),
@@ -307,7 +305,7 @@ def provenance(
         "seed": seed,
         "dtype": painter.config.model.dtype,
         "device": jax.devices()[0].device_kind,
-        "sampler": sampler,
+        "sampler": dataclasses.asdict(sampler),
     }
 
 

@@ -7,7 +7,9 @@
 --weights=ema|params  averaged weights (default) or the plain ones
 --prompt=TEXT         what to paint; may be given several times
 --prompts=FILE        instead: plain text, a prompt a line, or metadata JSONL
---mode=MODE           process (default) or one_shot; --one_shot is short for --mode=one_shot
+--mode=MODE           process (default) or one_shot (also --one_shot); think, edit or understand
+                      with a BAGEL checkpoint
+--image=FILE          picture to edit, understand or think about; may be given several times
 --num=K               paintings a prompt (1)
 --seed=S              the same seed gives the same pictures (0)
 --size=HxW            pixels; by default the largest square that the model knows
@@ -17,7 +19,7 @@
 --json                print one JSON object as the last line
 
 Writes pictures, report.html and trajectories.jsonl, which docs/sampling.md describes. Ctrl-C keeps
-what is painted. The modes think, edit and understand, and --image, come with BAGEL checkpoints.
+what is painted.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from absl import flags
 from etils import epath
 
 from launch import common, painting
-from process_gen.core.errors import ConfigError
-from process_gen.core.trajectory import MODES, Trajectory
+from process_gen.core.errors import ConfigError, DataError, TrajectoryError
+from process_gen.core.trajectory import MODES, Image, Trajectory, decode_image
 from process_gen.report.figures import filmstrip
 from process_gen.report.html import write_report
 from process_gen.sampling import painter as painter_lib
@@ -60,17 +62,19 @@ def _mode(values: flags.FlagValues) -> str:
     mode = values.mode or ("one_shot" if values.one_shot else "process")
     if values.one_shot and mode != "one_shot":
         raise ConfigError(f"--one_shot and --mode={mode} contradict each other")
-    if mode not in painter_lib.MODES:
-        raise ConfigError(
-            f"--mode={mode}: the checkpoint's model does not serve it yet, only "
-            f"{' and '.join(painter_lib.MODES)}; it comes with BAGEL checkpoints"
-        )
-    if values.image:
-        raise ConfigError(
-            "--image: the checkpoint's model paints from prompts only; editing and understanding "
-            "come with BAGEL checkpoints"
-        )
     return mode
+
+
+def _images(files: Sequence[str]) -> list[Image]:
+    found = []
+    for name in files:
+        try:
+            found.append(decode_image(epath.Path(name).read_bytes()))
+        except OSError as error:
+            raise DataError(f"--image={name}: {error.strerror or error}") from error
+        except TrajectoryError as error:
+            raise DataError(f"--image={name}: {error}") from error
+    return found
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -88,7 +92,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_multi_string("prompt", [], "what to paint", flag_values=values)
     flags.DEFINE_enum("mode", None, list(MODES), "how to paint", flag_values=values)
     flags.DEFINE_string("size", None, "HxW in pixels", flag_values=values)
-    flags.DEFINE_string("image", None, "picture to edit or understand", flag_values=values)
+    flags.DEFINE_multi_string("image", [], "picture given with the prompt", flag_values=values)
     flags.DEFINE_integer("num", 1, "paintings a prompt", 1, flag_values=values)
     flags.DEFINE_integer("show", 200, "paintings on the report", 0, flag_values=values)
     flags.DEFINE_string("out", "painted", "folder to write", flag_values=values)
@@ -105,9 +109,13 @@ def main(values: flags.FlagValues) -> None:
         found = prompt_file.read_prompts(values.prompts)
         blank = f" ({found.blank} blank lines skipped)" if found.blank else ""
         print(f"{len(found.items)} prompts in {values.prompts}{blank}")
+    images = _images(values.image)
     out = painting.make_room(common.required(values, "out"), values.overwrite)
     painter = painting.load_painter(values)
-    made_by = painting.provenance(painter, mode=mode, seed=values.seed, settings=settings)
+    painter_lib.check_mode(painter.config, mode, len(images))
+    made_by = painting.provenance(
+        painter, mode=mode, seed=values.seed, settings=settings, images=bool(images)
+    )
     print(f"checkpoint {made_by['checkpoint']}, {made_by['weights']} weights")
 
     done = painting.paint(
@@ -118,6 +126,7 @@ def main(values: flags.FlagValues) -> None:
         seed=values.seed,
         num=values.num,
         size=size,
+        images=images,
         settings=settings,
         keep=max(values.show, STRIP_COUNT),
     )

@@ -39,7 +39,7 @@ class PerfectPainter:
     def __init__(self):
         self.wrong, self.interrupt_after, self.asked = 0, None, []
 
-    def stream(self, prompts, *, mode, seed, num, size, stop, **settings):
+    def stream(self, prompts, *, mode, seed, num, size, images, stop, **settings):
         self.asked.append((mode, seed, num, size, settings))
         rng = np.random.default_rng(seed)
         for i, requirement in enumerate(prompts):

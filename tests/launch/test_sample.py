@@ -6,13 +6,14 @@ import json
 import os
 import signal
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import process_gen
-from launch import common, sample
+from launch import common, import_bagel, sample
 from process_gen.core.configs import Config
 from process_gen.core.errors import CheckpointError
 from process_gen.core.trajectory import Sampled, Step, Trajectory, plan_text
@@ -20,6 +21,7 @@ from process_gen.sampling import records
 from process_gen.sampling.painter import read_prompt
 
 PICTURE = np.zeros((32, 32, 3), np.uint8)
+PNG = Path(__file__).parents[2] / "docs" / "assets" / "trajectory.png"
 
 
 def call(*arguments):
@@ -35,7 +37,7 @@ class FakePainter:
     def __init__(self, interrupt_after=None):
         self.asked, self.interrupt_after = [], interrupt_after
 
-    def stream(self, prompts, *, mode, seed, num, size, stop, **settings):
+    def stream(self, prompts, *, mode, seed, num, size, images, stop, **settings):
         self.asked.append({"mode": mode, "seed": seed, "num": num, "size": size, **settings})
         places = [(i, s) for i in range(len(prompts)) for s in range(num)]
         for n, (index, number) in enumerate(reversed(places)):
@@ -177,11 +179,13 @@ def test_ctrl_c_keeps_what_is_painted(fake, tmp_path, capsys):
         ([], "one of --prompt=TEXT and --prompts=FILE"),
         (["--prompt=a", "--prompts=x"], "one of --prompt=TEXT and --prompts=FILE"),
         (["--prompts=nowhere.txt"], "cannot read the prompts in nowhere.txt"),
-        (["--prompt=a", "--mode=edit"], "does not serve it yet"),
-        (["--prompt=a", "--mode=think"], "come"),
+        (["--prompt=a", "--mode=edit"], "come with BAGEL checkpoints"),
+        (["--prompt=a", "--mode=think"], "the checkpoint has no picture autoencoder"),
         (["--prompt=a", "--mode=dream"], "mode=dream"),
         (["--prompt=a", "--mode=process", "--one_shot"], "contradict"),
-        (["--prompt=a", "--image=x.png"], "BAGEL"),
+        (["--prompt=a", f"--image={PNG}"], "BAGEL"),
+        (["--prompt=a", "--image=x.png"], "--image=x.png: No such file"),
+        (["--prompt=a", f"--image={__file__}"], "cannot decode"),
         (["--prompt=a", "--size=big"], "--size is HxW"),
         (["--prompt=a", "--size=-3x4"], "--size is HxW"),
         (["--prompt=a", "--num=0"], "num"),
@@ -297,3 +301,52 @@ def test_the_report_shows_how_the_painter_was_trained(untrained, tmp_path, capsy
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (told["step"], told["weights"]) == (3, "params")  # the run keeps no average
     assert '<h2 id="curves">' in (out / "report.html").read_text("utf-8")
+
+
+# ---- an imported checkpoint ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bagel(tmp_path_factory):
+    """The tiny BAGEL checkpoint, imported."""
+    folder = tmp_path_factory.mktemp("bagel") / "D"
+    source = Path(__file__).parents[1] / "parity" / "fixtures" / "checkpoint"
+    common.run(
+        import_bagel.main,
+        import_bagel.define_flags,
+        import_bagel.__doc__,
+        ["x", f"--source={source}", f"--output={folder}", "--tokenizer=bytes"],
+    )
+    return folder
+
+
+def test_bagel_edits_and_understands(bagel, tmp_path, capsys):
+    image = tmp_path / "given.png"
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(picture).save(image)
+    quick = ["--set=one_shot_steps=2", "--set=max_text=4", "--set=max_prompt=64"]
+    call_with = [f"--checkpoint={bagel}", f"--image={image}", *quick, "--prompt=a cat", "--json"]
+    out = tmp_path / "edit"
+    call(*call_with, "--mode=edit", f"--out={out}")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["mode"] == "edit" and told["settings"]["renorm"] == "text_channel"
+    assert told["settings"]["image_guidance"] == 2.0 and told["finish_reasons"] == {"finished": 1}
+    (edited,) = records.read(out)
+    np.testing.assert_array_equal(edited.inputs[0], picture)
+    assert edited.final_image.shape == (20, 32, 3) and (out / "strips" / "00000-0.png").exists()
+
+    call(*call_with, "--mode=understand", f"--out={tmp_path / 'answer'}")
+    (answered,) = records.read(tmp_path / "answer")
+    assert answered.final_image is None and answered.text is not None
+    assert (tmp_path / "answer" / "report.html").exists()
+
+    capsys.readouterr()
+    for arguments, words in (
+        ([f"--checkpoint={bagel}", "--prompt=a", "--mode=edit"], "needs a picture: --image"),
+        ([*call_with, "--mode=one_shot"], "takes no --image"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            call(*arguments, f"--out={tmp_path / 'none'}")
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and words in error and error.count("\n") == 1
+        assert not (tmp_path / "none").exists()
