@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from process_gen.checkpoint import bagel, bagel_config
-from process_gen.core.configs import ModelConfig
+from process_gen.core.batch import TokenIds
+from process_gen.core.configs import Config, ModelConfig
 from process_gen.core.errors import DataError
 from process_gen.models.functional import ModelFns, build
 from process_gen.models.shapes import BAGEL
-from process_gen.models.unified import Outputs
 from process_gen.models.vae import functions as vae_functions
+from process_gen.sampling.contexts import ContextPrograms
 
 # Errors are relative to the array's largest absolute value.
 TOLERANCE = 5e-5
@@ -68,22 +69,20 @@ class Model:
 
     Attributes:
       config, fns, params: of the model; `frozen_fns` is the same with the und expert frozen.
-      forward, logits: of `fns`, jitted, so that cases share what is compiled.
+      contexts, logits: of `fns`, jitted, so that cases share what is compiled.
       encode: pictures [N, Y, X, 3] and noise or None to latents; `moments` gives mean and
         log-variance; `decode` goes back.
-      ids: of the special tokens, as `config.json` names them.
     """
 
     config: ModelConfig
     fns: ModelFns
     frozen_fns: ModelFns
     params: Any
-    forward: Callable[..., Outputs]
+    contexts: ContextPrograms
     logits: Callable[..., jax.Array]
     encode: Callable[..., jax.Array]
     moments: Callable[..., tuple[jax.Array, jax.Array]]
     decode: Callable[..., jax.Array]
-    ids: Mapping[str, int]
 
 
 Case = Callable[[Model, Arrays], dict[str, np.ndarray]]
@@ -118,17 +117,19 @@ def load_model(folder: Path) -> Model:
     config = dataclasses.replace(stored, dtype="float32", param_dtype="float32")
     moments, encode, decode = vae_functions(config.vae)
     fns = build(config)
+    ids = bagel_config.stated_ids(bagel_config.read_settings(checkpoint))
+    names = ("bos_token_id", "eos_token_id", "start_of_image", "end_of_image")
+    tokens = TokenIds(lambda text: (), *(ids[name] for name in names), end_of_text=-1)
     return Model(
         config=config,
         fns=fns,
         frozen_fns=build(dataclasses.replace(config, freeze_und=True)),
         params=jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params),
-        forward=jax.jit(fns.forward),
+        contexts=ContextPrograms(fns, Config(model=config), tokens, config.vocab_size),
         logits=jax.jit(fns.logits),
         encode=lambda *args: encode(vae_params, *args),
         moments=lambda *args: moments(vae_params, *args),
         decode=lambda *args: decode(vae_params, *args),
-        ids=bagel_config.stated_ids(bagel_config.read_settings(checkpoint)),
     )
 
 
