@@ -69,7 +69,7 @@ class PixelCodec:
         del params
         return self.encode(patchify(image_NxHxWx3, self.patch))
 
-    def decode(self, params: Any, latent_BxNxP: jax.Array, rows: int, columns: int) -> jax.Array:
+    def decode(self, params: Any, latent_NxMxP: jax.Array, rows: int, columns: int) -> jax.Array:
         """Latents of a grid of rows x columns tokens to ``uint8[B, H, W, 3]``; no `params`."""
         del params
-        return unpatchify(quantise(latent_BxNxP), self.patch, rows, columns)
+        return unpatchify(quantise(latent_NxMxP), self.patch, rows, columns)

@@ -126,8 +126,10 @@ class Interleaver:
         ]
         self.size = size or (model.latent_grid * programs.codec.side,) * 2
         if size is None and self.copies and self.copies[-1][0] is not None:
-            self.size = self.copies[-1][0].shape[:2]
-        self.table = table_ids(*self.size, programs.codec.side, model.latent_grid)
+            height, width, _ = self.copies[-1][0].shape
+            self.size = height, width
+        height, width = self.size
+        self.table = table_ids(height, width, programs.codec.side, model.latent_grid)
         text = self.paints and sampler.one_shot_guidance > 1.0
         self.branches = Branches(text, text and sampler.image_guidance > 1.0)
         rows = [MAIN, *np.flatnonzero(self.branches) + 1]
@@ -160,10 +162,10 @@ class Interleaver:
         for first, second in self.copies:
             if first is not None:
                 latents = self.programs.encode(self.weights, jnp.asarray(first))
-                ids = table_ids(*first.shape[:2], codec.side, model.latent_grid)
+                ids = _table_ids(first, codec.side, model.latent_grid)
                 shown.append((latents, ids, True))
             patches = patchify(normalise(second), model.und_patch)
-            ids = table_ids(*second.shape[:2], model.und_patch, model.und_grid)
+            ids = _table_ids(second, model.und_patch, model.und_grid)
             shown.append((patches, ids, False))
         slots = len(thinking) + sum(len(ids) + 2 for _, ids, _ in shown) + self.sampler.max_prompt
         slots += self.sampler.max_text if self.thinks or not self.paints else 0
@@ -233,3 +235,8 @@ class Interleaver:
         )
         rows, columns = (side // codec.side for side in self.size)
         return np.asarray(self.programs.decode(self.weights, latents, rows, columns))
+
+
+def _table_ids(image: Image, side: int, grid: int) -> np.ndarray:
+    height, width, _ = image.shape
+    return table_ids(height, width, side, grid)
