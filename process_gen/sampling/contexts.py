@@ -1,4 +1,6 @@
-"""Contexts read segment by segment, and the guidance branches that stand on them (SPEC 4).
+"""Contexts read segment by segment, and the guidance branches that stand on them.
+
+After `modeling/bagel/bagel.py` of BAGEL's repository.
 
 BAGEL steers a picture with up to three contexts: all that was said and shown, the same without the
 last text, and the texts alone. Each is a row of one batch with a cache, a length and positions of

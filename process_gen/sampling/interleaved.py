@@ -1,4 +1,4 @@
-"""BAGEL's own ways to answer a prompt and pictures: think, edit, understand (SPEC 4.6).
+"""BAGEL's own ways to answer a prompt and pictures: think, edit, understand (its `inferencer.py`).
 
 The pictures come first, then the words. What a context sees:
 
