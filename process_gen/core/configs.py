@@ -414,6 +414,8 @@ class SamplerConfig:
       image_guidance: scale of the branch that sees the texts only, in every mode but process; 1 is
         none, and without text guidance there is none either.
       guidance_interval: guidance acts while low < t <= high.
+      sample_latents: whether a picture that a context reads enters as a draw from the autoencoder's
+        distribution, as in BAGEL, or as its mean; only model.codec="flux" has one.
       renorm: how a guided velocity is scaled back, see `core.flow_matching`.
       renorm_min: smallest factor of that scaling; 1 turns it off.
       temperature: of text sampling; 0 is greedy.
@@ -433,6 +435,7 @@ class SamplerConfig:
     one_shot_guidance: float = 3.0
     image_guidance: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    sample_latents: bool = True
     renorm: Literal["none", "global", "channel", "text_channel"] = "none"
     renorm_min: float = 0.0
     temperature: float = 0.3

@@ -30,6 +30,8 @@ class FluxCodec:
         self.patch = patch
         self._moments, _, self._decode = vae.functions(sizes)
 
+    draws = True
+
     @property
     def side(self) -> int:
         """Side of a token's square in pixels."""
@@ -50,13 +52,17 @@ class FluxCodec:
         mean, log_variance = jnp.split(moments_NxMx2P, 2, -1)
         return vae.sample_latent(mean, log_variance, eps_NxMxP, self.sizes)
 
-    def encode_pictures(self, params: Any, image_NxHxWx3: jax.Array) -> jax.Array:
-        """Latent tokens ``float32[N, n, P]`` of the mean, one picture after the other."""
+    def encode_pictures(
+        self, params: Any, image_NxHxWx3: jax.Array, eps_NxMxP: jax.Array | None = None
+    ) -> jax.Array:
+        """Latent tokens ``float32[N, n, P]``, one picture after the other; None takes the mean."""
 
-        def one(image: jax.Array) -> jax.Array:
-            return self.sample(self.moments(params, image[None]), None)[0]
+        def one(item: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+            image, eps = item
+            noise = None if eps is None else eps[None]
+            return self.sample(self.moments(params, image[None]), noise)[0]
 
-        return jax.lax.map(one, image_NxHxWx3)
+        return jax.lax.map(one, (image_NxHxWx3, eps_NxMxP))
 
     def decode(self, params: Any, latent_NxMxP: jax.Array, rows: int, columns: int) -> jax.Array:
         """Latents of a grid of rows x columns tokens to ``uint8[N, H, W, 3]``.

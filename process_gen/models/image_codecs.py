@@ -17,15 +17,23 @@ class Codec(Protocol):
 
     Attributes:
       side: side of a latent token's square in pixels.
+      draws: whether encoding is a draw.
     """
+
+    draws: bool
 
     @property
     def side(self) -> int:
         """See above."""
         ...
 
-    def encode_pictures(self, params: Any, image_NxHxWx3: jax.Array) -> jax.Array:
-        """uint8 pictures of one size to latent tokens ``float32[N, n, P]``."""
+    def encode_pictures(
+        self, params: Any, image_NxHxWx3: jax.Array, eps_NxMxP: jax.Array | None = None
+    ) -> jax.Array:
+        """uint8 pictures of one size to latent tokens ``float32[N, n, P]``.
+
+        `eps` is standard normal noise for codecs that draw; None takes the mean.
+        """
         ...
 
     def decode(self, params: Any, latent_NxMxP: jax.Array, rows: int, columns: int) -> jax.Array:
@@ -55,6 +63,8 @@ class PixelCodec:
         """`patch` is the side of a token's square in pixels."""
         self.patch = patch
 
+    draws = False
+
     @property
     def side(self) -> int:
         """Side of a token's square in pixels."""
@@ -64,9 +74,11 @@ class PixelCodec:
         """uint8 patches to latents in [-1, 1]."""
         return normalise(patches_BxNxP)
 
-    def encode_pictures(self, params: Any, image_NxHxWx3: jax.Array) -> jax.Array:
-        """uint8 pictures to latents ``float32[N, n, P]`` in [-1, 1]; there are no `params`."""
-        del params
+    def encode_pictures(
+        self, params: Any, image_NxHxWx3: jax.Array, eps_NxMxP: jax.Array | None = None
+    ) -> jax.Array:
+        """uint8 pictures to latents ``float32[N, n, P]`` in [-1, 1]; nothing is drawn."""
+        del params, eps_NxMxP
         return self.encode(patchify(image_NxHxWx3, self.patch))
 
     def decode(self, params: Any, latent_NxMxP: jax.Array, rows: int, columns: int) -> jax.Array:

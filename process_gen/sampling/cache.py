@@ -78,6 +78,19 @@ def keys(seed_Bx4: jax.Array) -> jax.Array:
     return jax.vmap(key)(seed_Bx4)
 
 
-def noise(seed_Bx4: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal draws ``[B, *shape]`` that a picture starts from."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys(seed_Bx4))
+def noise(seed_Bx4: jax.Array, shape: tuple[int, ...], use: int | None = None) -> jax.Array:
+    """Standard normal draws ``[B, *shape]``.
+
+    Args:
+      seed_Bx4: see `keys`.
+      shape: of a row.
+      use: None for what a picture starts from; a number for another use of the same segment.
+    """
+
+    def draw(key: jax.Array) -> jax.Array:
+        return jax.random.normal(key if use is None else jax.random.fold_in(key, use), shape)
+
+    return jax.vmap(draw)(keys(seed_Bx4))
+
+
+READING = 1  # the use of a draw for a picture that a context reads

@@ -153,9 +153,12 @@ class ContextPrograms:
     # ---- pictures --------------------------------------------------------------------------------
 
     @functools.partial(jax.jit, static_argnums=0)
-    def encode(self, weights: Weights, image_HxWx3: jax.Array) -> jax.Array:
-        """Latent tokens ``[N, P]`` of a uint8 picture."""
-        return self.codec.encode_pictures(weights.vae, image_HxWx3[None])[0]
+    def encode(
+        self, weights: Weights, image_HxWx3: jax.Array, eps_NxP: jax.Array | None = None
+    ) -> jax.Array:
+        """Latent tokens ``[N, P]`` of a uint8 picture; without noise those of the mean."""
+        eps_1xNxP = None if eps_NxP is None else eps_NxP[None]
+        return self.codec.encode_pictures(weights.vae, image_HxWx3[None], eps_1xNxP)[0]
 
     @functools.partial(jax.jit, static_argnums=(0, 3, 4))
     def decode(self, weights: Weights, latent_NxP: jax.Array, rows: int, columns: int) -> jax.Array:

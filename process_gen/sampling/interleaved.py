@@ -159,10 +159,16 @@ class Interleaver:
         model, codec = self.programs.config.model, self.programs.codec
         thinking = self._bounded(self.tokenizer.encode(THINK_PROMPT)) if self.thinks else []
         shown: list[tuple[Any, np.ndarray, bool]] = []
-        for first, second in self.copies:
+        for number, (first, second) in enumerate(self.copies):
             if first is not None:
-                latents = self.programs.encode(self.weights, jnp.asarray(first))
                 ids = _table_ids(first, codec.side, model.latent_grid)
+                eps = None
+                if codec.draws and self.sampler.sample_latents:
+                    # All paintings of a request share what is read before the words.
+                    seed_1x4 = jnp.array([[self.seed, number, 0, 0]], jnp.uint32)
+                    eps = caches.noise(seed_1x4, (len(ids), model.latent_features), caches.READING)
+                    eps = eps[0]
+                latents = self.programs.encode(self.weights, jnp.asarray(first), eps)
                 shown.append((latents, ids, True))
             patches = patchify(normalise(second), model.und_patch)
             ids = _table_ids(second, model.und_patch, model.und_grid)

@@ -414,8 +414,12 @@ class Programs:
             patch_id = jnp.broadcast_to(table, (batch, len(table)))
             und = place(Kind.UND, len(table))
         if Kind.CLEAN in kinds:
-            latent = self.codec.encode_pictures(weights.vae, image_BxHxWx3)
             table = jnp.asarray(self._latent_ids())
+            eps = None
+            if self.codec.draws and self.sampler.sample_latents:
+                shape = (len(table), model.latent_features)
+                eps = caches.noise(rows.seed_Bx4, shape, caches.READING)
+            latent = self.codec.encode_pictures(weights.vae, image_BxHxWx3, eps)
             latent_id = jnp.broadcast_to(table, (batch, len(table)))
             gen = place(Kind.CLEAN, len(table))
         text = joined([place(kind, 2) for kind in kinds])

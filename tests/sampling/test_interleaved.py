@@ -90,6 +90,7 @@ def paint_fixture(painter, monkeypatch, name, variant, mode, params=None):
         renorm_min=setting["renorm_min"],
         max_context=256,
         max_prompt=64,
+        sample_latents=False,  # the fixtures use the mean
     )
     return trajectory.final_image.astype(int), x[f"out.{variant}.image_uint8"].astype(int)
 
@@ -268,3 +269,13 @@ def test_modes_that_are_not_served(painter, mode, pictures, encoder, words):
 def test_a_checkpoint_without_its_autoencoder(painter):
     with pytest.raises(CheckpointError, match="autoencoder"):
         Painter(painter.config, painter.weights.model)
+
+
+def test_pictures_that_are_read_are_drawn_from_the_autoencoder(painter):
+    def edited(**more):
+        settings = {**QUICK, **more}
+        (made,) = painter.paint(["a cat"], mode="edit", images=[PICTURE], seed=1, **settings)
+        return made.final_image
+
+    assert np.array_equal(edited(), edited())
+    assert not np.array_equal(edited(), edited(sample_latents=False))
