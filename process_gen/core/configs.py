@@ -327,6 +327,8 @@ class OptimizerConfig:
             "optimizer",
             learning_rate=self.learning_rate,
             clip_norm=self.clip_norm,
+            eps=self.eps,
+            muon_scale=self.muon_scale,
             accumulate=self.accumulate,
             muon_steps=self.muon_steps,
         )
@@ -339,6 +341,7 @@ class OptimizerConfig:
             ema_decay=self.ema_decay,
         )
         _check(self.warmup_steps >= 0, "optimizer.warmup_steps must be >= 0")
+        _check(self.weight_decay >= 0, "optimizer.weight_decay must be >= 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -462,6 +465,11 @@ class SamplerConfig:
         _check(self.temperature >= 0, "sampler.temperature must be >= 0")
         _fraction("sampler", top_p=self.top_p, renorm_min=self.renorm_min)
         _check(self.max_text >= 3, "sampler.max_text must be at least 3")
+        low, high = self.guidance_interval
+        _check(
+            0.0 <= low <= high <= 1.0,
+            f"sampler.guidance_interval must be low, high in [0, 1], got {low}, {high}",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

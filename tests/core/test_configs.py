@@ -115,6 +115,9 @@ def test_round_trip_notices_every_number():
         ({"sampler": {"top_p": 1.2}}, "sampler.top_p must lie in"),
         ({"sampler": {"max_text": 2}}, "sampler.max_text must be at least 3"),
         ({"sampler": {"guidance_interval": [0.1]}}, "guidance_interval must have 2 items"),
+        ({"sampler": {"guidance_interval": [0.9, 0.1]}}, "guidance_interval must be low, high"),
+        ({"optimizer": {"weight_decay": -0.1}}, "optimizer.weight_decay must be >= 0"),
+        ({"optimizer": {"eps": 0.0}}, "optimizer.eps must be positive"),
     ],
 )
 def test_what_is_refused(mapping, reason):
