@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import ast
 import collections
-import contextlib
 import dataclasses
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +17,7 @@ from etils import epath
 import process_gen
 from launch import common
 from process_gen.core.errors import ConfigError, DataError
+from process_gen.core.interrupts import finish_on_interrupt
 from process_gen.core.trajectory import Image, Trajectory
 from process_gen.evaluation.strokes import verdicts
 from process_gen.report.curves import read_history
@@ -114,7 +112,7 @@ def paint(
     """
     done = Painted(len(prompts) * num)
     progress = _Progress(done)
-    with _finish_on_interrupt() as interrupted:
+    with finish_on_interrupt() as interrupted:
 
         def stop() -> bool:
             progress.show()
@@ -170,26 +168,6 @@ class _Progress:
             left = (asked - count) * passed / count
             text += f"  {count / passed:.2f} paintings/s  ETA {duration(left)}"
         print(f"{text:<64}", end=end, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _finish_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """While inside, the first Ctrl-C only sets a flag, which the yielded function reads."""
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(number: int, _: Any) -> None:
-        seen.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 # ---- the output folder ---------------------------------------------------------------------------

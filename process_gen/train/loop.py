@@ -8,13 +8,10 @@ batch n + 1: a run that stops and goes on sees exactly what an uninterrupted one
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -28,6 +25,7 @@ from process_gen.checkpoint import manager
 from process_gen.core import configs
 from process_gen.core.configs import Config
 from process_gen.core.errors import ConfigError, ProcessGenError
+from process_gen.core.interrupts import finish_on_interrupt
 from process_gen.sharding import rules
 from process_gen.train import metrics as metrics_lib
 from process_gen.train import progress, writers
@@ -336,7 +334,7 @@ def _loop(
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
     log = _Log(run.writer, step)
     previous: Any = None
-    with _finish_on_interrupt() as interrupted:
+    with finish_on_interrupt() as interrupted:
         while step < total:
             batch = next(run.dataset)
             check_batch(batch)
@@ -375,23 +373,3 @@ def _agree(total_steps: int) -> int:
     if jax.process_count() == 1:
         return total_steps
     return int(multihost_utils.broadcast_one_to_all(np.int32(total_steps)))
-
-
-@contextlib.contextmanager
-def _finish_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """While inside, the first Ctrl-C only sets a flag, which the yielded function reads."""
-    seen: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handle(number: int, _: Any) -> None:
-        seen.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, before)
