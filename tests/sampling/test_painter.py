@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from process_gen.checkpoint.manager import CheckpointManager
-from process_gen.core.batch import PatchSizes, lay_out
+from process_gen.core.batch import Lengths, PatchSizes, lay_out, pack, stack
 from process_gen.core.configs import from_mapping
 from process_gen.core.errors import CheckpointError, ConfigError, DataError
 from process_gen.core.grammar import Next, from_segments, to_segments
@@ -20,6 +20,7 @@ from process_gen.models import functional
 from process_gen.sampling.painter import Painter, load
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.programs import Programs, Written
+from process_gen.train import optimizer, state, step
 
 PLAN = "<ins>add a dot</ins><des>a dot</des>"
 
@@ -235,16 +236,31 @@ def test_stopping_closes_what_is_under_way(painter):
 
 
 def test_a_sampled_trajectory_can_be_trained_on(script, painter):
-    ids = token_ids(load_tokenizer())
+    ids, sizes = token_ids(load_tokenizer()), PatchSizes(8, 8, 4, 4)
     process = script((PLAN, Next.TEXT), (FAULT, Next.IMAGE), (PLAN, Next.TEXT), (FINE, Next.END))
     for trajectory in [process, *painter.paint(PROMPTS, mode="one_shot")]:
         segments = to_segments(trajectory, CONFIG.data.grammar)
-        run = lay_out(segments, ids, PatchSizes(8, 8, 4, 4))
+        run = lay_out(segments, ids, sizes)
         assert run.copies >= 1 and np.any(run.gen[6] >= 0)
         again = from_segments(segments)
         assert again.prompt == trajectory.prompt
         assert [s.inspection for s in again.steps] == [s.inspection for s in trajectory.steps]
         assert all(map(np.array_equal, again.images, trajectory.images))
+    # And a step on it moves the weights.
+    rows = [
+        pack(
+            [lay_out(to_segments(t, CONFIG.data.grammar), ids, sizes)], Lengths(128, 64, 96), sizes
+        )
+        for t in (process, painter.paint(PROMPTS[:1], mode="one_shot")[0])
+    ]
+    fns = functional.build(CONFIG.model)
+    tx, schedule = optimizer.make_optimizer(CONFIG.optimizer, fns.logical_axes)
+    before = state.make_state(painter.weights.model, tx, 10, 0.0)
+    train = jax.jit(step.make_train_step(fns, tx, schedule, CONFIG))
+    after, metrics = train(before, stack(rows), jax.random.key(0))
+    assert np.isfinite(float(metrics["loss"][0])) and metrics["refine_mse"][1] > 0
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), after.params, before.params)
+    assert all(jax.tree.leaves(moved["layers"]))
 
 
 def test_nothing_is_compiled_anew_for_other_prompts(painter):
