@@ -1,0 +1,170 @@
+"""Settings of training: losses, the update rule, the loop and the mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from process_gen.core.checks import check, fraction, positive
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the two kinds of loss, and the distribution of t.
+
+    Attributes:
+      ce_weight, mse_weight: multiply the token means of cross-entropy and flow loss.
+      ce_weight_late: the cross-entropy's weight from the fraction `late_from` of training on; None
+        keeps `ce_weight` throughout.
+      stage_scales: factor of a stage's tokens, by stage name in lower case; 1 where not named.
+      t_mean, t_std: t = sigmoid(normal(t_mean, t_std)), t = 1 being noise.
+      timestep_shift: s in t <- s t / (1 + (s - 1) t).
+      min_t: floor of the divisor when an x0 head's output is turned into a velocity.
+    """
+
+    ce_weight: float = 1.0
+    mse_weight: float = 1.0
+    ce_weight_late: float | None = None
+    late_from: float = 0.4
+    stage_scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    t_mean: float = 0.0
+    t_std: float = 1.0
+    timestep_shift: float = 1.0
+    min_t: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check(self.ce_weight >= 0 and self.mse_weight >= 0, "loss weights must be >= 0")
+        positive(
+            "loss",
+            t_std=self.t_std,
+            timestep_shift=self.timestep_shift,
+            min_t=self.min_t,
+        )
+        fraction("loss", late_from=self.late_from)
+        known = ("plan", "sketch", "inspect", "refine", "one_shot", "answer", "control")
+        for name, scale in self.stage_scales.items():
+            check(
+                name in known,
+                f"loss.stage_scales: unknown stage {name!r}; one of {known}",
+            )
+            check(scale >= 0, f"loss.stage_scales.{name} must be >= 0, got {scale}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule.
+
+    Attributes:
+      name: "adamw", or "muon" for matrices inside the layers with AdamW for the rest.
+      learning_rate: peak, for AdamW's leaves (and for Muon's, times `muon_scale`).
+      schedule: shape after warm-up: "constant", "cosine" over all steps, or "linear" decay to
+        `final_scale` over the last `decay_fraction`.
+      weight_decay: decoupled, on matrices only.
+      clip_norm: largest global gradient norm.
+      ema_decay: of the averaged weights; 0 keeps none.
+      ema_warmup: whether the decay rises to `ema_decay` from a low value, which forgets random
+        initial weights; False uses it from the first step on, for weights that were trained.
+      frozen: top-level names of weights that stay as they are, such as "und_encoder" or "embed".
+      accumulate: micro-batches a step.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    warmup_steps: int = 100
+    decay_fraction: float = 0.35
+    final_scale: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    muon_scale: float = 1.0
+    muon_beta: float = 0.95
+    muon_steps: int = 5
+    ema_decay: float = 0.999
+    ema_warmup: bool = True
+    frozen: tuple[str, ...] = ()
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        positive(
+            "optimizer",
+            learning_rate=self.learning_rate,
+            clip_norm=self.clip_norm,
+            eps=self.eps,
+            muon_scale=self.muon_scale,
+            accumulate=self.accumulate,
+            muon_steps=self.muon_steps,
+        )
+        fraction(
+            "optimizer",
+            decay_fraction=self.decay_fraction,
+            final_scale=self.final_scale,
+            b1=self.b1,
+            b2=self.b2,
+            ema_decay=self.ema_decay,
+        )
+        check(self.warmup_steps >= 0, "optimizer.warmup_steps must be >= 0")
+        check(self.weight_decay >= 0, "optimizer.weight_decay must be >= 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop.
+
+    Attributes:
+      steps: optimiser steps.
+      minutes: if positive, the first steps are timed and `steps` is set so that training takes
+        about this long; the schedule then follows the new number.
+      seed: of the initial weights, noise and t.
+      log_every, eval_every, save_every: in steps; 0 never.
+      keep: newest checkpoints kept, besides the best.
+      best_metric: name in the evaluation metrics; lower is better unless it ends in "exact".
+      init_from: a checkpoint whose weights the run starts from. With model.codec="flux" the frozen
+        autoencoder comes from there too.
+      init_model: whether `init_from` also decides the sizes of the model and, where
+        `data.tokenizer` is empty, the tokenizer.
+    """
+
+    steps: int = 1000
+    minutes: float = 0.0
+    seed: int = 0
+    log_every: int = 20
+    eval_every: int = 200
+    save_every: int = 500
+    keep: int = 2
+    best_metric: str = "loss"
+    init_from: str = ""
+    init_model: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        positive("train", steps=self.steps, log_every=self.log_every, keep=self.keep)
+        check(
+            self.eval_every >= 0 and self.save_every >= 0 and self.minutes >= 0,
+            "train.eval_every, train.save_every and train.minutes must be >= 0",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; -1 takes what is left. `sharding` explains the words."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    context: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks sizes."""
+        sizes = dataclasses.asdict(self)
+        for name, size in sizes.items():
+            check(
+                size == -1 or size > 0,
+                f"mesh.{name} must be positive or -1, got {size}",
+            )
+        check(list(sizes.values()).count(-1) <= 1, "only one mesh axis may be -1")
