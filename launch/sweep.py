@@ -1,0 +1,353 @@
+"""Run the trials of a sweep, one after the other, and keep what came of each.
+
+    python -m launch.sweep --sweep=configs/sweeps/study.py --workdir=runs/study
+
+--sweep=FILE    a file with get_sweep(), a list of launch.trials.Trial
+--workdir=DIR   a folder a trial: what its commands write, log.txt, done.json
+--record=DIR    also keep DIR/<trial>.json of every finished trial, and skip trials that have one
+--only=A,B      these trials, and whatever they need
+--jobs=N        trials at a time (1)
+--list          say what would be done, and do nothing
+--json          print one JSON object as the last line
+
+Started again it goes on where it stopped: finished trials are skipped, an interrupted one is run
+again and its commands go on from what they find. A failing trial is reported and stops only those
+that need it. Exit status 1 when any failed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from absl import flags
+
+from launch import common, trials
+from launch.train import git_hash
+from launch.trials import Trial
+from process_gen.core.errors import ConfigError, DataError
+from process_gen.core.interrupts import finish_on_interrupt
+from process_gen.train.progress import duration
+
+LOG, DONE = "log.txt", "done.json"
+_ROOT = Path(__file__).parent.parent
+_POLL = 0.1  # seconds between looks at the running trials
+_GRACE = 120.0  # seconds that a trial has to save and stop after an interrupt
+
+
+@dataclasses.dataclass
+class Running:
+    """A trial at work.
+
+    Attributes:
+      trial: which one.
+      commands: those still to come.
+      process: the command that runs.
+      started: wall time of the start.
+      lock: held by this process and by the command, so that a command which outlives a killed
+        runner keeps the next one from starting the trial beside it.
+    """
+
+    trial: Trial
+    commands: list[list[str]]
+    process: subprocess.Popen
+    started: float
+    lock: IO[str]
+
+
+class Ledger:
+    """What became of every trial: files in the working directory and in the record."""
+
+    def __init__(self, workdir: Path, record: Path | None):
+        """Reads nothing yet."""
+        self.workdir, self.record = workdir, record
+
+    def folder(self, trial: Trial) -> Path:
+        """The trial's own folder."""
+        return self.workdir / trial.name
+
+    def made(self, trial: Trial) -> bool:
+        """Whether the trial's files are here, finished by the very same commands."""
+        return self._read(self.folder(trial) / DONE, trial) is not None
+
+    def result(self, trial: Trial) -> dict[str, Any] | None:
+        """What a finished trial left, here or in the record; None when it has yet to run.
+
+        Raises:
+          DataError: a result of other commands under the same name.
+        """
+        found = self._read(self.folder(trial) / DONE, trial)
+        if found is None and self.record is not None:
+            found = self._read(self.record / f"{trial.name}.json", trial)
+        return found
+
+    def _read(self, path: Path, trial: Trial) -> dict[str, Any] | None:
+        if not path.is_file():
+            return None
+        try:
+            result = json.loads(path.read_text())
+            digest = result["digest"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is damaged ({error}); delete it to run the trial") from error
+        if digest != trial.digest():
+            raise DataError(
+                f"{path} was made by other commands than the sweep now has for {trial.name!r}; "
+                "rename the trial, or delete the file to run it anew"
+            )
+        return result
+
+    def finish(self, trial: Trial, seconds: float, command: str) -> dict[str, Any]:
+        """Writes down a trial whose commands all succeeded.
+
+        Raises:
+          DataError: its scores are missing or no JSON.
+        """
+        folder = self.folder(trial)
+        scores = None
+        if trial.scores:
+            try:
+                scores = json.loads((folder / trial.scores).read_text())
+            except (OSError, ValueError) as error:
+                raise DataError(f"{trial.scores} cannot be read: {error}") from error
+        log = (folder / LOG).read_bytes()
+        result = {
+            "trial": trial.name,
+            "about": trial.about,
+            "digest": trial.digest(),
+            "command": command,
+            "commands": [" ".join(("python", "-m", *words)) for words in trial.commands],
+            "commit": git_hash(),
+            "seconds": round(seconds, 1),
+            "log_sha256": hashlib.sha256(log).hexdigest(),
+            "scores": scores,
+        }
+        text = json.dumps(result, indent=1) + "\n"
+        _write(folder / DONE, text)
+        if self.record is not None:
+            self.record.mkdir(parents=True, exist_ok=True)
+            _write(self.record / f"{trial.name}.json", text)
+        return result
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def needed(ordered: Sequence[Trial], ledger: Ledger, only: Sequence[str]) -> list[Trial]:
+    """The trials to run: those asked for without a result, and makers of what they read.
+
+    Args:
+      ordered: all trials, each behind its needs.
+      ledger: what there is.
+      only: names; empty is all.
+    """
+    known = {trial.name: trial for trial in ordered}
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"--only={name} is not in the sweep; there is {', '.join(known)}")
+    todo: set[str] = set()
+
+    def want(name: str) -> None:
+        if name not in todo and not ledger.made(known[name]):
+            todo.add(name)
+            for other in known[name].needs:
+                want(other)
+
+    for name in only or known:
+        if ledger.result(known[name]) is None:
+            want(name)
+    return [trial for trial in ordered if trial.name in todo]
+
+
+def run_trials(
+    todo: Sequence[Trial], ledger: Ledger, jobs: int, sweep: str
+) -> tuple[dict[str, str], bool]:
+    """Runs trials, `jobs` at a time.
+
+    Args:
+      todo: of `needed`.
+      ledger: where results go.
+      jobs: how many at a time.
+      sweep: the flag that names the sweep, for the record.
+
+    Returns:
+      Reasons of failure by name, and whether an interrupt ended it early.
+    """
+    waiting, running, finished = list(todo), list[Running](), set[str]()
+    failed: dict[str, str] = {}
+    names, held = {trial.name for trial in todo}, set[str]()
+    with finish_on_interrupt() as interrupted:
+        try:
+            while (waiting or running) and not interrupted():
+                for trial in list(waiting):
+                    broken = [n for n in trial.needs if n in failed]
+                    if broken:
+                        waiting.remove(trial)
+                        failed[trial.name] = f"needs {', '.join(broken)}"
+                        print(f"{trial.name}: left out, it needs {', '.join(broken)}", flush=True)
+                    elif len(running) < jobs and all(
+                        n in finished or n not in names for n in trial.needs
+                    ):
+                        if (lock := _lock(ledger.folder(trial) / "lock")) is None:
+                            if trial.name not in held:
+                                print(f"{trial.name}: waits for a command of an earlier runner")
+                            held.add(trial.name)
+                            continue
+                        waiting.remove(trial)
+                        running.append(_start(trial, ledger, lock))
+                for one in list(running):
+                    if one.process.poll() is None:
+                        continue
+                    if one.process.returncode == 0 and one.commands:
+                        one.process = _launch(
+                            one.commands.pop(0), ledger.folder(one.trial), one.lock
+                        )
+                        continue
+                    running.remove(one)
+                    one.lock.close()
+                    if reason := _close(one, ledger, sweep):
+                        failed[one.trial.name] = reason
+                    else:
+                        finished.add(one.trial.name)
+                time.sleep(_POLL)
+        finally:
+            _stop(running)
+    return failed, bool(waiting or running)
+
+
+def _close(one: Running, ledger: Ledger, sweep: str) -> str:
+    """Writes down a trial that ended; returns the reason when it failed."""
+    name, seconds = one.trial.name, time.time() - one.started
+    reason = ""
+    if one.process.returncode:
+        reason = f"exit status {one.process.returncode}"
+    else:
+        try:
+            command = f"python -m launch.sweep {sweep} --only={name}"
+            ledger.finish(one.trial, seconds, command)
+        except DataError as error:
+            reason = str(error)
+    where = f"; see {ledger.folder(one.trial) / LOG}"
+    said = f"FAILED, {reason}{where}" if reason else f"done in {duration(seconds)}"
+    print(f"{name}: {said}", flush=True)
+    return reason
+
+
+def _lock(path: Path) -> IO[str] | None:
+    """The file, locked for this process and those that inherit it; None when others hold it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _start(trial: Trial, ledger: Ledger, lock: IO[str]) -> Running:
+    folder = ledger.folder(trial)
+    commands = trial.words(ledger.workdir.resolve())
+    print(f"{trial.name}: started{f' ({trial.about})' if trial.about else ''}", flush=True)
+    return Running(trial, commands[1:], _launch(commands[0], folder, lock), time.time(), lock)
+
+
+def _launch(words: Sequence[str], folder: Path, lock: IO[str]) -> subprocess.Popen:
+    with (folder / LOG).open("a") as log:
+        log.write(f"$ python -m {' '.join(words)}\n")
+        log.flush()
+        # Its own group: Ctrl-C reaches this process alone, which passes it on once.
+        return subprocess.Popen(
+            [sys.executable, "-m", *words],
+            cwd=_ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=(lock.fileno(),),
+        )
+
+
+def _stop(running: Sequence[Running]) -> None:
+    for one in running:
+        one.process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + _GRACE
+    for one in running:
+        try:
+            one.process.wait(max(deadline - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
+
+
+def table(ordered: Sequence[Trial], ledger: Ledger, failed: Mapping[str, str]) -> str:
+    """A line a trial: state, time, its headline score."""
+    lines = [f"{'trial':<28} {'state':<10} {'time':>8}  exact"]
+    for trial in ordered:
+        result = ledger.result(trial)
+        if result is None:
+            lines.append(f"{trial.name:<28} {'failed' if trial.name in failed else 'to do':<10}")
+            continue
+        overall = (result["scores"] or {}).get("overall", {})
+        rate = ""
+        if isinstance(overall, Mapping) and "exact" in overall:
+            low, high = overall["exact_low"], overall["exact_high"]
+            rate = f"{100 * overall['exact']:5.1f} [{100 * low:5.1f}, {100 * high:5.1f}]"
+        line = f"{trial.name:<28} {'done':<10} {duration(result['seconds']):>8}  {rate}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("sweep", None, "file with get_sweep()", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the trials", flag_values=values)
+    flags.DEFINE_string("record", None, "folder of the results", flag_values=values)
+    flags.DEFINE_list("only", [], "names of trials", flag_values=values)
+    flags.DEFINE_integer("jobs", 1, "trials at a time", 1, flag_values=values)
+    flags.DEFINE_boolean("list", False, "only say what would run", flag_values=values)
+    flags.DEFINE_boolean("json", False, "print a JSON object", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Runs what has not run yet, and prints the table."""
+    file = common.required(values, "sweep")
+    ordered = trials.load(file)
+    ledger = Ledger(
+        Path(common.required(values, "workdir")), Path(values.record) if values.record else None
+    )
+    todo = needed(ordered, ledger, values.only)
+    print(f"{len(ordered)} trials, {len(todo)} to run: {', '.join(t.name for t in todo) or 'none'}")
+    if values.list:
+        for trial in todo:
+            for words in trial.words(ledger.workdir):
+                print(f"{trial.name}: python -m {' '.join(words)}")
+        return
+    if (lock := _lock(ledger.workdir / "sweep.lock")) is None:
+        raise ConfigError(f"another sweep is running in {ledger.workdir}")
+    with lock:
+        failed, stopped = run_trials(todo, ledger, values.jobs, f"--sweep={file}")
+    print(table(ordered, ledger, failed))
+    if values.json:
+        states = {t.name: ledger.result(t) for t in ordered}
+        print(json.dumps({"trials": states, "failed": failed}))
+    if stopped:
+        raise KeyboardInterrupt
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    common.run(main, define_flags, __doc__ or "")
