@@ -1,0 +1,1 @@
+"""Makes training data: recipes over a planner, a drafter and a judge."""
