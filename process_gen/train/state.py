@@ -62,8 +62,9 @@ def abstract_state(
       ema_decay: whether there is an average (0: none).
       mesh: from `sharding.mesh.make_mesh`.
     """
+    # No key is made either: under a mesh of devices that are only described there is no place for it.
     shapes = jax.eval_shape(
-        lambda key: make_state(fns.init(key), tx, total_steps, ema_decay), jax.random.key(0)
+        lambda: make_state(fns.init(jax.random.key(0)), tx, total_steps, ema_decay)
     )
     whole = rules.replicated(mesh)
     weights = rules.logical_to_sharding(fns.logical_axes, mesh, shapes.params)
