@@ -25,9 +25,12 @@ from process_gen.models.shapes import BAGEL
 from process_gen.sampling import interleaved
 from process_gen.sampling.cache import Weights
 from process_gen.sampling.contexts import ContextPrograms
-from process_gen.sampling.painting import Request
+from process_gen.sampling.painting import Given, Request, given_parts
 from process_gen.sampling.programs import Programs
 from process_gen.sampling.studio import Studio
+
+# What can be asked for.
+Prompt = str | Mapping[str, Any] | Trajectory
 
 
 class Painter:
@@ -65,7 +68,7 @@ class Painter:
 
     def paint(
         self,
-        prompts: Sequence[str | Mapping[str, Any]],
+        prompts: Sequence[Prompt],
         *,
         mode: str = "process",
         seed: int = 0,
@@ -77,7 +80,9 @@ class Painter:
         """Paints every prompt `num` times.
 
         Args:
-          prompts: words, or mappings with a "prompt" (the rest is handed through as metadata).
+          prompts: words, or mappings with a "prompt" (the rest is handed through as metadata), or,
+            in mode "process", trajectories to go on with: their steps are read as if the model had
+            made them, and the last one may end after any of its parts.
           mode: "process"; "one_shot" for the bare prompt and one picture; and with a BAGEL
             checkpoint "think", "edit" and "understand" (docs/sampling.md).
           seed: the same seed gives the same pictures.
@@ -104,7 +109,7 @@ class Painter:
 
     def stream(
         self,
-        prompts: Iterable[str | Mapping[str, Any]],
+        prompts: Iterable[Prompt],
         *,
         mode: str = "process",
         seed: int = 0,
@@ -125,15 +130,16 @@ class Painter:
         if not 0 <= seed < 2**32:
             raise ConfigError(f"seed must lie in [0, 2**32), got {seed}")
         sampler = interleaved.sampler_settings(self.config.sampler, mode, bool(images), settings)
+        picture_size = size or self._default_size()
         requests = (
-            Request(*read_prompt(prompt), index, sample)
+            Request(*read_prompt(prompt), index, sample, self._given(prompt, mode, picture_size))
             for index, prompt in enumerate(prompts)
             for sample in range(num)
         )
         stop = stop or (lambda: False)
         if mode in interleaved.MODES:
             if size is not None or not images:
-                size = size or self._default_size()
+                size = picture_size
                 self._check_size(size)
             return interleaved.Interleaver(
                 self._contexts,
@@ -147,8 +153,21 @@ class Painter:
                 images,
                 size,
             ).run()
-        programs = self._bound(sampler, size or self._default_size())
+        programs = self._bound(sampler, picture_size)
         return Studio(programs, self.weights, self._tokenizer, mode, seed, requests, stop).run()
+
+    def _given(self, prompt: Prompt, mode: str, size: tuple[int, int]) -> tuple[Given, ...]:
+        if not isinstance(prompt, Trajectory) or not prompt.steps:
+            return ()
+        if mode != "process":
+            raise ConfigError(f"mode {mode!r} cannot go on with a painting; process does")
+        for image in prompt.images:
+            if image.shape[:2] != size:
+                raise ConfigError(
+                    f"cannot go on with a painting of {image.shape[0]}x{image.shape[1]} px at "
+                    f"{size[0]}x{size[1]} px"
+                )
+        return given_parts(prompt)
 
     def _default_size(self) -> tuple[int, int]:
         side = self.config.data.image_size
@@ -257,14 +276,16 @@ def check_mode(config: Config, mode: str, pictures: int) -> None:
         )
 
 
-def read_prompt(item: str | Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """``(prompt, metadata)`` of a string or a metadata object.
+def read_prompt(item: Prompt) -> tuple[str, Mapping[str, Any]]:
+    """``(prompt, metadata)`` of a string, a metadata object or a trajectory.
 
     Raises:
       DataError: neither, or an object without a "prompt".
     """
     if isinstance(item, str):
         return item, {}
+    if isinstance(item, Trajectory):
+        return item.prompt, item.metadata
     if isinstance(item, Mapping) and isinstance(item.get("prompt"), str):
         return item["prompt"], dict(item)
     raise DataError(f"a prompt is a string or an object with a 'prompt', got {str(item)[:80]!r}")

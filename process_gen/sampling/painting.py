@@ -6,6 +6,7 @@ writes, it ends with a `finish_reason`; it never raises.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,42 @@ def choose(part: Part, logits: Sequence[float]) -> Next | None:
     return max(legal, key=lambda following: logits[DECISIONS.index(following)], default=None)
 
 
+# A part and its content: the words of a text, or a picture.
+Given = tuple[Part, str | Image]
+
+
+def given_parts(trajectory: Trajectory) -> tuple[Given, ...]:
+    """What a painting that goes on from `trajectory` is handed, in the order of the grammar.
+
+    The last step may end anywhere: after its plan, its sketch, its inspection, and so on. What is
+    missing there is left to the model.
+
+    Raises:
+      DataError: an earlier step lacks something, so that the parts do not follow one another.
+    """
+    parts: list[Given] = []
+    for step in trajectory.steps:
+        inspected = Part.FAULT if step.rejected else Part.INSPECTION
+        named = [
+            (Part.PLAN, step.plan),
+            (Part.SKETCH, step.sketch),
+            (inspected, step.inspection),
+            (Part.REFINED_PLAN, step.refined_plan),
+            (Part.REFINED, step.refined),
+        ]
+        parts += [(part, content) for part, content in named if content is not None]
+    before = Part.PROMPT
+    for number, (part, _) in enumerate(parts):
+        follows = Part.INSPECTION if part is Part.FAULT else part
+        if follows not in TRANSITIONS[before].values():
+            raise DataError(
+                f"cannot go on from {trajectory.prompt[:60]!r}: its part {number} is a {part.value}"
+                f" after a {before.value}; only the last step may be incomplete"
+            )
+        before = part
+    return tuple(parts)
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """One painting to be made.
@@ -49,12 +86,14 @@ class Request:
       metadata: what came with them, handed through.
       index: place of the prompt in the request.
       sample: number among the paintings of this prompt.
+      given: what is written and painted already, see `given_parts`.
     """
 
     prompt: str
     metadata: Mapping[str, Any]
     index: int
     sample: int
+    given: tuple[Given, ...] = ()
 
 
 @dataclasses.dataclass
@@ -73,6 +112,8 @@ class Painting:
       spans: cache slots ``[start, stop)`` of the copies of the picture last painted.
       segments: segments begun so far; keys of random numbers count them.
       inputs: pictures given with the prompt.
+      given, decided: contents that are read instead of written or painted, the next one first,
+        and the decisions that lead to them.
     """
 
     prompt: str
@@ -96,6 +137,8 @@ class Painting:
     nfe: int = 0
     started: float = 0.0
     inputs: tuple[Image, ...] = ()
+    given: collections.deque[str | Image] = dataclasses.field(default_factory=collections.deque)
+    decided: collections.deque[Next] = dataclasses.field(default_factory=collections.deque)
 
     @classmethod
     def of(
@@ -117,6 +160,10 @@ class Painting:
             max_images=max_images,
             started=time.monotonic(),
             inputs=inputs,
+            given=collections.deque(content for _, content in request.given),
+            decided=collections.deque(
+                Next.IMAGE if part in _PICTURES else Next.TEXT for part, _ in request.given
+            ),
         )
 
     def __post_init__(self) -> None:
@@ -183,7 +230,7 @@ class Painting:
         self._move(part, logits)
 
     def _move(self, part: Part, logits: Sequence[float]) -> None:
-        decision = choose(part, logits)
+        decision = self.decided.popleft() if self.decided else choose(part, logits)
         following = None if decision is None else TRANSITIONS[part][decision]
         if following is None:
             self.close("finished")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,13 +13,14 @@ import numpy as np
 from process_gen.core import flow_matching as flow
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.grammar import Next, Part, context_kinds, hidden_kinds
-from process_gen.core.trajectory import Trajectory
+from process_gen.core.trajectory import Image, Trajectory
 from process_gen.data.tokenizer import Tokenizer
 from process_gen.sampling.cache import FOREVER, Weights
 from process_gen.sampling.painting import Painting, Request, hide, prompt_tokens
 from process_gen.sampling.programs import Programs, Rows
 
 _SHORTEST_PREFILL = 16
+_PROMPTS = (Part.PROMPT, Part.BARE_PROMPT)
 
 
 class Studio:
@@ -48,7 +50,8 @@ class Studio:
         self.visible_from = np.full((self.rows + 1, capacity), NEVER, np.int32)
         self.visible_to = np.full((self.rows + 1, capacity), PAD_ORDER, np.int32)
         self.free = list(range(self.rows))
-        self.prompts: list[tuple[int, Painting, list[int]]] = []
+        self.texts: list[tuple[int, Painting, str, list[int]]] = []
+        self.pictures: list[tuple[int, Painting, Image]] = []
         self.queues: dict[Next, collections.deque[tuple[int, Painting]]] = {
             Next.TEXT: collections.deque(),
             Next.IMAGE: collections.deque(),
@@ -68,8 +71,10 @@ class Studio:
                     exhausted = True
                 else:
                     self._admit(request)
-            if self.prompts:
-                self._read_prompts()
+            if self.texts:
+                self._read_texts()
+            elif self.pictures:
+                self._read_pictures()
             else:
                 queue = max(self.queues, key=lambda kind: len(self.queues[kind]))
                 if self.queues[queue]:
@@ -79,7 +84,8 @@ class Studio:
             for painting in self.done:
                 yield painting.trajectory(time.monotonic())
             self.done.clear()
-            if exhausted and not self.prompts and not any(self.queues.values()):
+            waiting = self.texts or self.pictures or any(self.queues.values())
+            if exhausted and not waiting:
                 return
 
     # ---- admission and dismissal -----------------------------------------------------------------
@@ -90,8 +96,10 @@ class Studio:
         if tokens is None:
             self.done.append(painting)
         else:
-            ids = self.programs.ids
-            self.prompts.append((self.free.pop(), painting, [ids.bos, *tokens, ids.eos]))
+            self.texts.append((self.free.pop(), painting, request.prompt, self._closed(tokens)))
+
+    def _closed(self, tokens: list[int]) -> list[int]:
+        return [self.programs.ids.bos, *tokens, self.programs.ids.eos]
 
     def _queue(self, row: int, painting: Painting) -> None:
         """Puts a row where it waits next, or dismisses it."""
@@ -106,8 +114,22 @@ class Studio:
             self.visible_to[row] = PAD_ORDER
             self.free.append(row)
             self.done.append(painting)
+        elif painting.given:
+            self._hand(row, painting, painting.given.popleft())
         else:
             self.queues[painting.wants].append((row, painting))
+
+    def _hand(self, row: int, painting: Painting, content: str | Image) -> None:
+        """Lets a row read what it would otherwise write or paint."""
+        if not isinstance(content, str):
+            self.pictures.append((row, painting, content))
+            return
+        tokens = self._closed(self.tokenizer.encode(content))
+        if len(tokens) > self.sampler.max_text:
+            painting.close("refused", f"a given text has {len(tokens)} tokens: {content[:60]!r}")
+            self._queue(row, painting)
+        else:
+            self.texts.append((row, painting, content, tokens))
 
     def _need(self, painting: Painting) -> int:
         """Cache slots that the next call may take."""
@@ -118,11 +140,12 @@ class Studio:
         return sum(self.programs.picture_tokens[kind] for kind in self.kinds)
 
     def _stop_all(self) -> None:
-        waiting = [(row, p) for row, p, _ in self.prompts]
+        waiting = [(row, p) for row, p, *_ in (*self.texts, *self.pictures)]
         for queue in self.queues.values():
             waiting.extend(queue)
             queue.clear()
-        self.prompts.clear()
+        self.texts.clear()
+        self.pictures.clear()
         for row, painting in waiting:
             painting.close("stopped")
             self._queue(row, painting)
@@ -163,44 +186,70 @@ class Studio:
         painting.order += count
         painting.position += count
 
-    def _read_prompts(self) -> None:
-        taken = self.prompts[: self.batch]
-        self.prompts = self.prompts[self.batch :]
-        longest = max(len(tokens) for _, _, tokens in taken)
+    def _read_texts(self) -> None:
+        """Reads prompts and given texts."""
+        taken, self.texts = self.texts[: self.batch], self.texts[self.batch :]
+        longest = max(len(tokens) for *_, tokens in taken)
         bucket = _SHORTEST_PREFILL
         while bucket < longest:
             bucket *= 2
-        batch = [(row, painting) for row, painting, _ in taken]
+        batch = [(row, painting) for row, painting, *_ in taken]
         token_BxT = np.zeros((self.batch, bucket), np.int32)
         count_B = np.zeros(self.batch, np.int32)
-        for i, (_, painting, tokens) in enumerate(taken):
-            painting.reserve_slot()
+        for i, (_, painting, _, tokens) in enumerate(taken):
+            if painting.part in _PROMPTS:
+                painting.reserve_slot()
             token_BxT[i, : len(tokens)] = tokens
             count_B[i] = len(tokens)
         rows = self._rows(batch)
         self.pool, logits = self.programs.prefill(self.weights, self.pool, rows, token_BxT, count_B)
         logits = np.asarray(logits)
-        for i, (row, painting) in enumerate(batch):
-            self._occupy_text(row, painting, int(count_B[i]))
-            painting.segments += 1
-            painting.prompted(logits[i])
-            self._queue(row, painting)
+        for i, (row, painting, text, tokens) in enumerate(taken):
+            if painting.part in _PROMPTS:
+                self._occupy_text(row, painting, len(tokens))
+                painting.segments += 1
+                painting.prompted(logits[i])
+                self._queue(row, painting)
+            else:
+                self._end_text(row, painting, len(tokens), text, logits[i])
 
     def _write_texts(self, batch: list[tuple[int, Painting]]) -> None:
         self.pool, written = self.programs.write_text(self.weights, self.pool, self._rows(batch))
         written = jax.device_get(written)
         for i, (row, painting) in enumerate(batch):
             count = int(written.count_B[i])
-            last_order = painting.order + count - 1
-            inspecting = painting.part is Part.INSPECTION
-            self._occupy_text(row, painting, count)
-            painting.segments += 1
             text = self.tokenizer.decode(written.tokens_BxM[i, 1 : count - 1])
-            painting.wrote(text, written.decisions_Bx3[i], bool(written.cut_B[i]))
-            if inspecting and painting.part in (Part.REFINED_PLAN, Part.REFINED):
-                spans = [painting.spans[k] for k in self.hidden if k in painting.spans]
-                hide(self.visible_to[row], spans, last_order)
-            self._queue(row, painting)
+            logits, cut = written.decisions_Bx3[i], bool(written.cut_B[i])
+            self._end_text(row, painting, count, text, logits, cut)
+
+    def _end_text(
+        self,
+        row: int,
+        painting: Painting,
+        count: int,
+        text: str,
+        logits: Any,
+        cut: bool = False,
+    ) -> None:
+        """Notes a text of `count` tokens that lies in the cache now."""
+        last_order = painting.order + count - 1
+        inspecting = painting.part is Part.INSPECTION
+        self._occupy_text(row, painting, count)
+        painting.segments += 1
+        painting.wrote(text, logits, cut)
+        if inspecting and painting.part in (Part.REFINED_PLAN, Part.REFINED):
+            spans = [painting.spans[k] for k in self.hidden if k in painting.spans]
+            hide(self.visible_to[row], spans, last_order)
+        self._queue(row, painting)
+
+    def _read_pictures(self) -> None:
+        """Reads given pictures."""
+        taken, self.pictures = self.pictures[: self.batch], self.pictures[self.batch :]
+        batch = [(row, painting) for row, painting, _ in taken]
+        picture = np.zeros((self.batch, *self.programs.size, 3), np.uint8)
+        for i, (*_, image) in enumerate(taken):
+            picture[i] = image
+        self._end_pictures(batch, self._rows(batch), jax.device_put(picture), 0)
 
     def _paint(self, batch: list[tuple[int, Painting]]) -> None:
         sampler, rows = self.sampler, self._rows(batch)
@@ -215,6 +264,16 @@ class Studio:
             scale,
             image_guided=self.one_shot and scale > 1.0 and sampler.image_guidance > 1.0,
         )
+        self._end_pictures(batch, rows, picture, flow.evaluations(steps, sampler.solver))
+
+    def _end_pictures(
+        self,
+        batch: Sequence[tuple[int, Painting]],
+        rows: Rows,
+        picture: jax.Array,
+        nfe: int,
+    ) -> None:
+        """Reads pictures, painted or given, into the caches where somebody will look at them."""
         logits = np.zeros((self.batch, 3), np.float32)
         if not self.one_shot:
             # The noised picture took an order of its own; its copies come after it.
@@ -225,7 +284,6 @@ class Studio:
             )
             logits = np.asarray(found)
         pictures = np.asarray(picture)
-        nfe = flow.evaluations(steps, sampler.solver)
         for i, (row, painting) in enumerate(batch):
             painting.order += 1
             painting.segments += 1
