@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from ml_collections import config_dict, config_flags
 
 from process_gen.core import configs
 from process_gen.core.errors import ConfigError, ProcessGenError
+from process_gen.core.interrupts import Preempted, preempted_on_sigterm
+
+# Exit status after SIGTERM, EX_TEMPFAIL of sysexits.h: the same command, started again, goes on.
+PREEMPTED = 75
 
 
 def run(
@@ -22,11 +27,13 @@ def run(
     define_flags: Callable[[flags.FlagValues], None],
     doc: str,
     argv: Sequence[str] | None = None,
+    join: Callable[[flags.FlagValues], None] | None = None,
 ) -> None:
     """Parses the command line and calls `main`.
 
     What a user can mend (any `ProcessGenError`, a wrong flag) becomes one line on stderr and exit
-    status 2; Ctrl-C exits with 130; anything else is a defect and keeps its traceback.
+    status 2; Ctrl-C exits with 130 and SIGTERM with 75; anything else is a defect and keeps its
+    traceback.
 
     Args:
       main: the command; gets the parsed flags.
@@ -34,19 +41,48 @@ def run(
         modules of several commands can be imported together.
       doc: the command's module docstring, which is what `--help` prints.
       argv: command line with the program first; by default the process's own.
+      join: called with the parsed flags before `main`, see `launch.distributed`.
     """
     argv = list(sys.argv if argv is None else argv)
     if any(arg in ("--help", "-help", "-h") for arg in argv[1:]):
         print(doc.strip())
         return
     try:
-        main(parse(define_flags, argv))
+        with preempted_on_sigterm():
+            values = parse(define_flags, argv)
+            if join is not None:
+                join(values)
+            main(values)
     except ProcessGenError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        _fail(f"error: {_one_line(error)}", 2)
+    except Preempted:
+        print("preempted", file=sys.stderr)
+        sys.exit(PREEMPTED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        if not _others():
+            raise
+        _fail(traceback.format_exc().rstrip(), 1)
+
+
+def _others() -> bool:
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def _fail(text: str, status: int) -> None:
+    """Ends the process after an error.
+
+    One of several does not wait for the others, as an orderly exit would: they may be waiting for
+    it, in the middle of a step.
+    """
+    if not _others():
+        print(text, file=sys.stderr)
+        sys.exit(status)
+    print(f"process {jax.process_index()}: {text}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def parse(define_flags: Callable[[flags.FlagValues], None], argv: list[str]) -> flags.FlagValues:

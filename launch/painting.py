@@ -116,7 +116,7 @@ def paint(
 
         def stop() -> bool:
             progress.show()
-            return interrupted()
+            return interrupted() is not None
 
         stream = painter.stream(
             prompts, mode=mode, seed=seed, num=num, size=size, images=images, stop=stop, **settings
@@ -128,7 +128,7 @@ def paint(
                 assert trajectory.sampled is not None
                 place = trajectory.sampled.index * num + trajectory.sampled.sample
                 done.add(trajectory, keep is None or place < keep)
-        done.stopped = interrupted()
+        done.stopped = interrupted() is not None
     done.seconds = progress.finish()
     done.trajectories.sort(key=_place)
     done.refused.sort()

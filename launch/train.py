@@ -8,7 +8,8 @@
 
 The sections are model, data, loss, optimizer, train, mesh and sampler; process_gen/core/configs.py
 describes every key. With a checkpoint of the same config in DIR the run goes on from it; with one
-of another config nothing is touched and the exit status is 2. Ctrl-C saves before it stops.
+of another config nothing is touched and the exit status is 2. Ctrl-C saves before it stops, and
+so does SIGTERM, whose exit status is 75: started again, the run goes on (docs/launching.md).
 --config.train.init_from=DIR starts from the weights of a run or of an import (docs/bagel.md).
 """
 
@@ -23,11 +24,12 @@ import jax
 from absl import flags
 from clu import parameter_overview
 
-from launch import common
+from launch import common, distributed
 from process_gen.checkpoint import manager
 from process_gen.core.configs import Config
 from process_gen.data import pipeline
 from process_gen.models import functional
+from process_gen.sharding import rules
 from process_gen.sharding.mesh import make_mesh
 from process_gen.train import latents, loop, optimizer, start, step
 from process_gen.train.state import TrainState
@@ -36,6 +38,7 @@ from process_gen.train.state import TrainState
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     common.define_config(values)
+    distributed.define_flags(values)
     flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
 
 
@@ -50,11 +53,13 @@ def main(values: flags.FlagValues) -> None:
     tx, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
     way = latents.of_model(config.model)
     prepare = latents.make_prepare(config, start.frozen_codec(config), mesh)
-    process = (jax.process_index(), jax.process_count())
+    blocks, count = rules.row_blocks(mesh)
 
     def on_start(state: TrainState) -> None:
-        if process[0] == 0:
+        if jax.process_index() == 0:
             where = f"{mesh.size} {jax.default_backend()} device(s)"
+            if jax.process_count() > 1:
+                where += f" of {jax.process_count()} processes"
             print(f"workdir {workdir}, code {git_hash()}, {where}")
             print(overview(state.params, fns.logical_axes))
             print(f"from step {int(state.step)} of {int(state.total_steps)}", flush=True)
@@ -66,8 +71,8 @@ def main(values: flags.FlagValues) -> None:
         tx=tx,
         train_step=step.make_train_step(fns, tx, schedule, config, way),
         eval_step=step.make_eval_step(fns, config, way),
-        dataset=pipeline.train_dataset(config, *process),
-        eval_batches=pipeline.eval_batches(config, *process),
+        dataset=pipeline.train_dataset(config, blocks, count),
+        eval_batches=pipeline.eval_batches(config, blocks, count),
         mesh=mesh,
         hooks=hooks(config),
         check_batch=lambda batch: step.check_batch(batch, config),
@@ -125,4 +130,4 @@ def git_hash() -> str:
 
 
 if __name__ == "__main__":
-    common.run(main, define_flags, __doc__ or "")
+    common.run(main, define_flags, __doc__ or "", join=distributed.join)

@@ -164,10 +164,9 @@ def check_workdir(workdir: epath.PathLike, config: configs.Config) -> None:
     Raises:
       CheckpointError: names the settings that differ.
     """
-    directory = absolute(workdir) / "checkpoints"
-    if not _steps(directory):
+    if not steps(workdir):
         return
-    path = _step_path(directory, "latest")
+    path = _step_path(absolute(workdir) / "checkpoints", "latest")
     saved = _flatten(json.loads(json.dumps(configs.to_mapping(_config(_meta(path), path)))))
     wanted = _flatten(json.loads(json.dumps(configs.to_mapping(config))))
     different = [
@@ -240,6 +239,11 @@ def find(
     if weights == "ema" and not (chosen / "ema").exists():
         weights = "params"
     return chosen, weights, config, meta
+
+
+def steps(workdir: epath.PathLike) -> list[int]:
+    """Steps of a run's finished checkpoints, rising; the same on every process of a run."""
+    return _steps(absolute(workdir) / "checkpoints")
 
 
 def absolute(path: epath.PathLike) -> epath.Path:

@@ -1,7 +1,7 @@
 """From a config to batches: plans of epochs chained into one random-access sequence of rows.
 
 Row r of the run is a pack of some epoch's plan; batch b is the rows ``[b * rows, (b + 1) * rows)``,
-of which process p of P builds every P-th. All of it is a pure function of the config and r, so
+of which a process builds those that its devices hold. All of it is a pure function of the config and r, so
 resuming costs one integer and holds when the number of processes or of threads changes.
 """
 
@@ -255,17 +255,45 @@ class Rows:
             return Skipped(counts, tuple(self._examples))
 
 
+class _OwnRows:
+    """Of the rows of a run, those that this process builds: the same places of every batch."""
+
+    def __init__(self, rows: Rows, mine: Sequence[int], per_batch: int):
+        self._rows, self._mine, self._per_batch = rows, mine, per_batch
+
+    def __len__(self) -> int:
+        return len(self._rows) // self._per_batch * len(self._mine)
+
+    def __getitem__(self, number: int) -> PackedBatch:
+        batch, place = divmod(int(number), len(self._mine))
+        return self._rows[batch * self._per_batch + self._mine[place]]
+
+    def __repr__(self) -> str:
+        return repr(self._rows)
+
+
+def _own_rows(rows: int, blocks: Sequence[int], count: int) -> list[int]:
+    """Places in a batch of `rows` that this process fills.
+
+    Raises:
+      ConfigError: `rows` cannot be cut into `count` equal blocks.
+    """
+    if rows % count:
+        raise ConfigError(
+            f"data.rows ({rows}) must be a multiple of the number of devices or processes that "
+            f"see different rows ({count})"
+        )
+    each = rows // count
+    return [row for block in blocks for row in range(block * each, (block + 1) * each)]
+
+
 class TrainIterator:
     """Endless batches of this process, with a state that a checkpoint can hold."""
 
-    def __init__(self, config: Config, process_index: int = 0, process_count: int = 1):
+    def __init__(self, config: Config, blocks: Sequence[int] = (0,), count: int = 1):
         """See `train_dataset`."""
         rows = config.data.rows
-        if rows % process_count or not 0 <= process_index < process_count:
-            raise ConfigError(
-                f"data.rows ({rows}) must be a multiple of the number of processes "
-                f"({process_count}), and process {process_index} one of them"
-            )
+        mine = _own_rows(rows, blocks, count)
         grammar = config.data.grammar
         dropout = Dropout(
             text=grammar.text_dropout,
@@ -276,8 +304,8 @@ class TrainIterator:
         self._rows_per_batch = rows
         self._prefetch = config.data.prefetch
         self._rows = Rows(config, config.data.sources, "train", dropout)
-        mine = grain.MapDataset.source(self._rows)[process_index::process_count]
-        self._batches = mine.batch(rows // process_count, batch_fn=stack)
+        own = grain.MapDataset.source(_OwnRows(self._rows, mine, rows))
+        self._batches = own.batch(len(mine), batch_fn=stack)
         self._next = 0
         self._iterator: Any = None
 
@@ -294,7 +322,7 @@ class TrainIterator:
         return self
 
     def __next__(self) -> PackedBatch:
-        """The next batch, NumPy arrays of ``[rows / processes, ...]``."""
+        """The next batch, NumPy arrays of ``[local rows, ...]``."""
         if self._iterator is None:
             self._iterator = self._restart()
         batch = next(self._iterator)
@@ -373,22 +401,25 @@ class TrainIterator:
         self._next, self._iterator = next_batch, None
 
 
-def train_dataset(config: Config, process_index: int = 0, process_count: int = 1) -> TrainIterator:
+def train_dataset(
+    config: Config, blocks: Sequence[int] = (0,), count: int = 1
+) -> TrainIterator:
     """Endless training batches.
 
     Args:
       config: `data` says what to read, `model` how pictures are cut.
-      process_index, process_count: this process among all; global batches do not depend on them.
+      blocks, count: a batch is cut into `count` equal blocks of consecutive rows, of which this
+        process builds `blocks` (`sharding.rules.row_blocks`). Global batches do not depend on it.
 
     Raises:
       DataError: a source cannot be opened.
-      ConfigError: `data.rows` does not divide among the processes; the vocabulary is too small.
+      ConfigError: `data.rows` does not divide among the blocks; the vocabulary is too small.
     """
-    return TrainIterator(config, process_index, process_count)
+    return TrainIterator(config, blocks, count)
 
 
 def eval_batches(
-    config: Config, process_index: int = 0, process_count: int = 1
+    config: Config, blocks: Sequence[int] = (0,), count: int = 1
 ) -> list[PackedBatch]:
     """The fixed held-out split: `data.eval_rows` packs of `data.eval_sources`, without dropout.
 
@@ -397,18 +428,17 @@ def eval_batches(
 
     Raises:
       DataError: a source cannot be opened.
-      ConfigError: `data.rows` does not divide among the processes.
+      ConfigError: `data.rows` does not divide among the blocks.
     """
     data = config.data
-    if data.rows % process_count:
-        raise ConfigError(f"data.rows ({data.rows}) must be a multiple of {process_count}")
+    mine = _own_rows(data.rows, blocks, count)
     if not data.eval_sources or not data.eval_rows:
         return []
     rows = Rows(config, data.eval_sources, "eval", Dropout())
-    count = min(data.eval_rows, len(rows.plan(0)))
+    wanted = min(data.eval_rows, len(rows.plan(0)))
     empty = pack([], Lengths(data.text_len, data.und_len, data.gen_len), patch_sizes(config))
     batches = []
-    for first in range(0, count, data.rows):
-        numbers = range(first + process_index, first + data.rows, process_count)
-        batches.append(stack([rows[n] if n < count else empty for n in numbers]))
+    for first in range(0, wanted, data.rows):
+        numbers = [first + row for row in mine]
+        batches.append(stack([rows[n] if n < wanted else empty for n in numbers]))
     return batches

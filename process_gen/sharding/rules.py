@@ -111,11 +111,25 @@ def check_rows(rows: int, mesh: Mesh) -> None:
         )
 
 
+def row_blocks(mesh: Mesh) -> tuple[tuple[int, ...], int]:
+    """The rows of a batch that this process's devices hold.
+
+    Returns:
+      `(blocks, count)`: a batch is cut into `count` equal blocks of consecutive rows; `blocks` are
+      the numbers of those needed here, rising. Processes that work on the same rows, because
+      `tensor` or `context` spans them, need the same blocks.
+    """
+    count = math.prod(mesh.shape[a] for a in RULES[axes.BATCH])
+    places = batch_sharding(mesh).addressable_devices_indices_map((count,)).values()
+    return tuple(sorted({place[0].indices(count)[0] for place in places if place})), count
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Moves a host batch to the devices.
 
     Args:
-      batch: tree of numpy arrays [local rows, ...], this process's share of the global batch.
+      batch: tree of numpy arrays [local rows, ...], the blocks of the global batch that
+        `row_blocks` names, in that order.
       mesh: from `mesh.make_mesh`.
 
     Returns:

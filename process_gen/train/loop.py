@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -25,7 +27,7 @@ from process_gen.checkpoint import manager
 from process_gen.core import configs
 from process_gen.core.configs import Config
 from process_gen.core.errors import ConfigError, ProcessGenError
-from process_gen.core.interrupts import finish_on_interrupt
+from process_gen.core.interrupts import Preempted, finish_on_interrupt
 from process_gen.sharding import rules
 from process_gen.train import metrics as metrics_lib
 from process_gen.train import progress, writers
@@ -87,8 +89,9 @@ def fit(
 ) -> TrainState:
     """Trains to the end, or goes on where a checkpoint in `workdir` stopped.
 
-    On Ctrl-C the current step is finished and saved, then KeyboardInterrupt is raised; a second
-    Ctrl-C does not wait.
+    On Ctrl-C the current step is finished and saved, then KeyboardInterrupt is raised; on SIGTERM
+    `Preempted` is. A second one does not wait. Of several processes, all save the same step,
+    whichever of them got the signal.
 
     Args:
       config: of the run.
@@ -334,7 +337,10 @@ def _loop(
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
     log = _Log(run.writer, step)
     previous: Any = None
-    with finish_on_interrupt() as interrupted:
+    alone = jax.process_count() == 1
+    # Several processes leave SIGTERM to jax, whose handler tells the others.
+    numbers = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
+    with finish_on_interrupt(numbers) as interrupted:
         while step < total:
             batch = next(run.dataset)
             check_batch(batch)
@@ -348,8 +354,8 @@ def _loop(
             log.write()
             log.add(step_metrics)
             previous = step_metrics
-            if (new_total := _agree(run.budget.update(step, total))) != total:
-                total = new_total
+            if train.minutes and (new := _agree(run.budget.update(step, total))) != total:
+                total = new
                 state = state_lib.with_total(state, total)
             last = step >= total
             if last or step % train.log_every == 0:
@@ -359,13 +365,26 @@ def _loop(
                 log.write()
             found = run.measure(due, step, state)
             best = run.improves(due, found)
-            stop = interrupted()
+            stop = interrupted() if alone else _agreed_stop(interrupted(), step)
             if best or stop or last or (train.save_every and step % train.save_every == 0):
                 log.check(step)
                 run.save(step, state, found)
             if stop and not last:
-                raise KeyboardInterrupt
+                raise stop
     return state
+
+
+def _agreed_stop(stop: KeyboardInterrupt | None, step: int) -> KeyboardInterrupt | None:
+    """What to raise after this step, on all processes or on none.
+
+    After a SIGTERM anywhere, jax's coordination service finds a step that no process has passed
+    yet. It knows no other signal, so a Ctrl-C is passed on to it as one.
+    """
+    if stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+    if not multihost_utils.reached_preemption_sync_point(step):
+        return None
+    return stop or Preempted()
 
 
 def _agree(total_steps: int) -> int:

@@ -30,7 +30,7 @@ def adopt(config: Config, workdir: epath.PathLike) -> Config:
       CheckpointError: what is named there cannot be read.
     """
     train = config.train
-    if not train.init_from and (epath.Path(workdir) / "checkpoints").exists():
+    if not train.init_from and manager.steps(workdir):
         before = manager.find(workdir)[2].train.init_from
         train = dataclasses.replace(train, init_from=before)
         config = dataclasses.replace(config, train=train)

@@ -102,12 +102,16 @@ def test_a_resumed_run_plans_no_earlier_epoch(monkeypatch):
 def test_any_number_of_processes_builds_the_same_global_batches():
     whole = take(train_dataset(config()), 3)
     for count in (2, 4):
-        parts = [take(train_dataset(config(), p, count), 3) for p in range(count)]
+        parts = [take(train_dataset(config(), (p,), count), 3) for p in range(count)]
         for step, batch in enumerate(whole):
             for process in range(count):
-                mine = [array[process::count] for array in arrays(batch)]
+                mine = [np.split(array, count)[process] for array in arrays(batch)]
                 assert all(map(np.array_equal, mine, arrays(parts[process][step])))
-    state = train_dataset(config(), 1, 2).get_state()
+    # A mesh may give the devices of a process rows that do not lie together.
+    apart = next(train_dataset(config(), (0, 2), 4))
+    for own, array in zip(arrays(apart), arrays(whole[0]), strict=True):
+        assert np.array_equal(own, array[[0, 2]]) and not np.array_equal(own, array[:2])
+    state = train_dataset(config(), (1,), 2).get_state()
     assert state == train_dataset(config()).get_state()
 
 
@@ -166,8 +170,8 @@ def test_an_epoch_holds_every_trajectory_once():
 
 
 def test_rows_with_wrong_sizes():
-    with pytest.raises(ConfigError, match="multiple of the number of processes"):
-        train_dataset(config(), 0, 3)
+    with pytest.raises(ConfigError, match="multiple of the number of devices"):
+        train_dataset(config(), (0,), 3)
     with pytest.raises(ConfigError, match="vocab_size"):
         small = dataclasses.replace(config().model, vocab_size=100)
         train_dataset(dataclasses.replace(config(), model=small))
@@ -254,10 +258,10 @@ def test_the_held_out_split_is_fixed():
     assert all(map(equal, batches, same))
     assert (batches[1].text.order[2:] == -1).all()  # two empty rows fill the last batch
     assert (batches[1].text.order[:2] >= 0).any()
-    parts = [eval_batches(config(**EVAL, eval_rows=6), p, 2) for p in range(2)]
+    parts = [eval_batches(config(**EVAL, eval_rows=6), (p,), 2) for p in range(2)]
     for process, part in enumerate(parts):
         for mine, whole in zip(part, batches, strict=True):
-            rows = [array[process::2] for array in arrays(whole)]
+            rows = [np.split(array, 2)[process] for array in arrays(whole)]
             assert all(map(np.array_equal, rows, arrays(mine)))
     assert eval_batches(config()) == []
 

@@ -15,6 +15,7 @@ import pytest
 from process_gen.checkpoint import manager
 from process_gen.core import axes, configs
 from process_gen.core.errors import CheckpointError, ConfigError
+from process_gen.core.interrupts import Preempted
 from process_gen.sharding import mesh as mesh_lib
 from process_gen.train import loop, optimizer
 from process_gen.train import state as state_lib
@@ -118,8 +119,9 @@ def test_stopping_and_going_on_equals_going_through(tmp_path, capsys):
                 os.kill(os.getpid(), signal.SIGINT)
             return super().__next__()
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         run(tmp_path / "b", config, StopAfter())
+    assert not isinstance(stopped.value, Preempted)
     assert manager.load_for_sampling(tmp_path / "b")[2]["step"] == 5
     again = run(tmp_path / "b", config, again_data)
 
@@ -139,6 +141,20 @@ def test_stopping_and_going_on_equals_going_through(tmp_path, capsys):
     forgetful.set_state = lambda state: None
     other = run(tmp_path / "c", config, forgetful)
     assert not np.array_equal(other.params["b"], through.params["b"])
+
+
+def test_sigterm_saves_too_and_says_so(tmp_path):
+    class Taken(Numbers):
+        def __next__(self):
+            if self.next_batch == 2:  # the third batch is being made
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__next__()
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted):
+        run(tmp_path, make_config(), Taken())
+    assert manager.load_for_sampling(tmp_path)[2]["step"] == 3
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_batches_are_prepared_for_training_and_for_validation(tmp_path):
