@@ -63,7 +63,7 @@ class ModelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     layers: Literal["scan", "unroll"] = "unroll"
     remat: Literal["none", "dots", "full"] = "none"
-    attention: Literal["dense", "chunked"] = "dense"
+    attention: Literal["dense", "chunked", "pallas"] = "dense"
     freeze_und: bool = False
     vit: VitSizes = VitSizes()
     vae: VaeSizes = VaeSizes()

@@ -252,7 +252,7 @@ def test_chunked_holds_no_array_of_all_pairs():
 
 
 def test_the_interface_picks_the_implementation():
-    assert set(IMPLEMENTATIONS) == {"dense", "chunked"}
+    assert set(IMPLEMENTATIONS) == {"dense", "chunked", "pallas"}
     rows = random_rows(10)
     pick = jax.jit(interval_attention, static_argnums=3)
     for name in IMPLEMENTATIONS:
