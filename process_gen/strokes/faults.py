@@ -6,16 +6,18 @@ Every fault can be decided from the prompt, the plan and the picture, and has on
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from process_gen.strokes import phrases
-from process_gen.strokes.layout import at, draw_object, recolored
+from process_gen.strokes.layout import Wanted, at, draw_object, recolored
 from process_gen.strokes.prompts import phrase, pick
 from process_gen.strokes.scene import (
     COLOR_NAMES,
     INVERSE,
     NUM_CELLS,
+    PLACES,
     SHAPES,
     SceneObject,
     cells_related,
@@ -50,6 +52,63 @@ CONFLICTS = ("color", "shape", "count", "relation")
 MISALIGNMENTS = ("color", "shape", "place", "missing", "extra", "swap")
 
 
+# ---- what inspections say: (why, command) of each kind of fault ----------------------------------
+
+Saying = tuple[str, str]
+
+
+def wrong_kind(wrong: Sequence[SceneObject], color: str, shape: str, why: str) -> Saying:
+    """Objects of a conflicting plan that should be of another kind; `why` as below."""
+    return f"it should be {why}", phrases.change(wrong, (color, shape))
+
+
+def too_many(extra: SceneObject, count: int, color: str | None, shape: str) -> Saying:
+    """One object more than the `count` that the prompt asks for."""
+    return f"it should be {phrase(count, color, shape)}", phrases.remove(extra)
+
+
+def wrong_side(
+    wrong: Sequence[SceneObject], cells: Iterable[int], relation: str, other: Wanted
+) -> Saying:
+    """Objects of a conflicting plan that should be `relation` a group, at `cells`."""
+    why = f"it should be {relation} {phrases.the(other.count, other.color, other.shape)}"
+    return why, phrases.move(wrong, cells)
+
+
+def wrong_color(wrong: SceneObject, color: str) -> Saying:
+    """An object that is drawn in another colour than planned."""
+    why = f"the {wrong.shape} at {wrong.place} should be {color}, it is {wrong.color}"
+    return why, phrases.change([wrong], (color, wrong.shape))
+
+
+def wrong_shape(wrong: SceneObject, color: str, shape: str) -> Saying:
+    """An object that is drawn in another shape, and perhaps colour."""
+    why = f"{phrases.the_group_at([wrong])} should be {phrase(1, color, shape)}"
+    return why, phrases.change([wrong], (color, shape))
+
+
+def wrong_place(wrong: SceneObject, cell: int) -> Saying:
+    """An object that is drawn in another cell."""
+    why = f"{phrases.the_group_at([wrong])} should be at {PLACES[cell]}"
+    return why, phrases.move([wrong], [cell])
+
+
+def missing(item: SceneObject) -> Saying:
+    """An object that is not drawn."""
+    return f"{phrases.the_group_at([item])} is missing", phrases.add([item])
+
+
+def left_over(extra: SceneObject) -> Saying:
+    """An object that is not planned."""
+    return f"{phrases.the_group_at([extra])} should not be there", phrases.remove(extra)
+
+
+def exchanged(a: SceneObject, b: SceneObject) -> Saying:
+    """Two objects that are drawn in each other's cells."""
+    one, other = phrases.the(1, a.color, a.shape), phrases.the(1, b.color, b.shape)
+    return f"{one} and {other} should be swapped", phrases.swap(a, b)
+
+
 def _free_cells(*canvases: Canvas) -> list[int]:
     used = {item.cell for canvas in canvases for item, _ in canvas.values()}
     return [cell for cell in range(NUM_CELLS) if cell not in used]
@@ -77,10 +136,10 @@ def conflict(rng: np.random.Generator, story: Story) -> Fault | None:
 
 
 def _conflict(
-    step: int, kind: str, beat: Beat, wrong: dict[int, SceneObject], why: str, command: str
+    step: int, kind: str, beat: Beat, wrong: dict[int, SceneObject], said: Saying
 ) -> Fault:
     canvas = beat.before | {number: (item, False) for number, item in wrong.items()}
-    return Fault(step, kind, phrases.add(list(wrong.values())), canvas, why, command)
+    return Fault(step, kind, phrases.add(list(wrong.values())), canvas, *said)
 
 
 def _unfinished_others(story: Story, beat: Beat) -> list[int]:
@@ -99,8 +158,8 @@ def _wrong_color(rng: np.random.Generator, story: Story, step: int) -> Fault | N
     colors = [color for color in COLOR_NAMES if not story.asks_for(color, group.shape)]
     color = pick(rng, colors)
     wrong = {n: recolored(beat.after[n][0], color) for n in beat.ids}
-    command = phrases.change(list(wrong.values()), (group.color, group.shape))
-    return _conflict(step, "color", beat, wrong, f"it should be {group.color}", command)
+    said = wrong_kind(list(wrong.values()), group.color, group.shape, group.color)
+    return _conflict(step, "color", beat, wrong, said)
 
 
 def _wrong_shape(rng: np.random.Generator, story: Story, step: int) -> Fault | None:
@@ -119,9 +178,9 @@ def _wrong_shape(rng: np.random.Generator, story: Story, step: int) -> Fault | N
         return None
     shape = pick(rng, kinds)
     wrong = {n: recolored(beat.after[n][0], color, shape) for n in beat.ids}
-    why = f"it should be {phrase(len(beat.ids), group.color, group.shape)}"
-    command = phrases.change(list(wrong.values()), (right.color, group.shape))
-    return _conflict(step, "shape", beat, wrong, why, command)
+    why = phrase(len(beat.ids), group.color, group.shape)
+    said = wrong_kind(list(wrong.values()), right.color, group.shape, why)
+    return _conflict(step, "shape", beat, wrong, said)
 
 
 def _relations_of(story: Story, own: int) -> list[tuple[str, int]]:
@@ -168,8 +227,8 @@ def _wrong_count(rng: np.random.Generator, story: Story, step: int) -> Fault | N
     right = {n: beat.after[n][0] for n in beat.ids}
     kind = right[beat.ids[0]]
     extra = draw_object(rng, kind.shape, kind.color, pick(rng, cells))
-    why = f"it should be {phrase(group.count, group.color, group.shape)}"
-    return _conflict(step, "count", beat, right | {_EXTRA: extra}, why, phrases.remove(extra))
+    said = too_many(extra, group.count, group.color, group.shape)
+    return _conflict(step, "count", beat, right | {_EXTRA: extra}, said)
 
 
 def _wrong_relation(rng: np.random.Generator, story: Story, step: int) -> Fault | None:
@@ -187,10 +246,9 @@ def _wrong_relation(rng: np.random.Generator, story: Story, step: int) -> Fault 
         chosen = sorted(shuffled(rng, cells)[: len(beat.ids)])
         right = [beat.after[n][0] for n in beat.ids]
         wrong = {n: at(item, cell) for n, item, cell in zip(beat.ids, right, chosen, strict=True)}
-        other = story.groups[index]
-        why = f"it should be {relation} {phrases.the(other.count, other.color, other.shape)}"
-        command = phrases.move(list(wrong.values()), [item.cell for item in right])
-        return _conflict(step, "relation", beat, wrong, why, command)
+        cells = [item.cell for item in right]
+        said = wrong_side(list(wrong.values()), cells, relation, story.groups[index])
+        return _conflict(step, "relation", beat, wrong, said)
     return None
 
 
@@ -226,39 +284,30 @@ def _replaced(beat: Beat, number: int, item: SceneObject) -> Canvas:
 def _miscolored(step: int, beat: Beat, n: int, color: str) -> Fault:
     item = beat.after[n][0]
     wrong = recolored(item, color)
-    why = f"the {item.shape} at {item.place} should be {item.color}, it is {color}"
-    command = phrases.change([wrong], (item.color, item.shape))
-    return Fault(step, "color", None, _replaced(beat, n, wrong), why, command)
+    return Fault(step, "color", None, _replaced(beat, n, wrong), *wrong_color(wrong, item.color))
 
 
 def _misshapen(step: int, beat: Beat, n: int, wrong: SceneObject) -> Fault:
     item = beat.after[n][0]
-    why = f"{phrases.the_group_at([wrong])} should be {phrase(1, item.color, item.shape)}"
-    command = phrases.change([wrong], (item.color, item.shape))
-    return Fault(step, "shape", None, _replaced(beat, n, wrong), why, command)
+    said = wrong_shape(wrong, item.color, item.shape)
+    return Fault(step, "shape", None, _replaced(beat, n, wrong), *said)
 
 
-def _left_over(step: int, beat: Beat, extra: SceneObject, canvas: Canvas) -> Fault:
-    why = f"{phrases.the_group_at([extra])} should not be there"
-    return Fault(step, "extra", None, canvas, why, phrases.remove(extra))
+def _left_over(step: int, extra: SceneObject, canvas: Canvas) -> Fault:
+    return Fault(step, "extra", None, canvas, *left_over(extra))
 
 
 def _swapped(step: int, beat: Beat, a: int, b: int) -> Fault:
     first, second = beat.after[a][0], beat.after[b][0]
     wrong_first, wrong_second = at(first, second.cell), at(second, first.cell)
     canvas = _replaced(beat, a, wrong_first) | {b: (wrong_second, beat.after[b][1])}
-    one, other = (
-        phrases.the(1, first.color, first.shape),
-        phrases.the(1, second.color, second.shape),
-    )
-    why = f"{one} and {other} should be swapped"
-    return Fault(step, "swap", None, canvas, why, phrases.swap(wrong_first, wrong_second))
+    return Fault(step, "swap", None, canvas, *exchanged(wrong_first, wrong_second))
 
 
 def _undone(rng: np.random.Generator, step: int, beat: Beat) -> Fault:
     """The sketch ignores a change, a removal or a swap."""
     if beat.op == "remove":
-        return _left_over(step, beat, beat.before[beat.ids[0]][0], dict(beat.before))
+        return _left_over(step, beat.before[beat.ids[0]][0], dict(beat.before))
     if beat.op == "swap":
         return _swapped(step, beat, *beat.ids)
     n = pick(rng, beat.ids)
@@ -282,8 +331,7 @@ def _misdrawn(rng: np.random.Generator, step: int, beat: Beat, kind: str) -> Fau
         return _misshapen(step, beat, n, recolored(item, item.color, shape))
     if kind == "missing":
         canvas = {number: entry for number, entry in beat.after.items() if number != n}
-        why = f"{phrases.the_group_at([item])} is missing"
-        return Fault(step, kind, None, canvas, why, phrases.add([item]))
+        return Fault(step, kind, None, canvas, *missing(item))
     if kind == "swap":
         other = [
             m for m, (o, _) in beat.after.items() if (o.color, o.shape) != (item.color, item.shape)
@@ -294,11 +342,10 @@ def _misdrawn(rng: np.random.Generator, step: int, beat: Beat, kind: str) -> Fau
     cell = pick(rng, free)
     if kind == "place":
         wrong = at(item, cell)
-        why = f"{phrases.the_group_at([wrong])} should be at {item.place}"
-        command = phrases.move([wrong], [item.cell])
-        return Fault(step, kind, None, _replaced(beat, n, wrong), why, command)
+        said = wrong_place(wrong, item.cell)
+        return Fault(step, kind, None, _replaced(beat, n, wrong), *said)
     color, shape = item.color, item.shape
     if rng.random() < 0.4:
         color, shape = pick(rng, COLOR_NAMES), pick(rng, SHAPES)
     extra = draw_object(rng, shape, color, cell)
-    return _left_over(step, beat, extra, beat.after | {_EXTRA: (extra, False)})
+    return _left_over(step, extra, beat.after | {_EXTRA: (extra, False)})

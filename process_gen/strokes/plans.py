@@ -152,7 +152,7 @@ def _write(
         if fault is not None and fault.step == i:
             steps.append(_faulty_step(fault, plan, beat.after, see, paint))
         else:
-            inspection = _approve(story, beat.after, see)
+            inspection = approve(story, beat.after, see)
             steps.append(Step(plan, _picture(beat.after, paint), inspection))
     return Trajectory(
         prompt=requirement["prompt"],
@@ -178,7 +178,14 @@ def _faulty_step(fault: faults.Fault, plan: str, right: Canvas, see: bool, paint
     return Step(wrong_plan, sketch, f"{seen}{verdict} {order}", plan, refined)
 
 
-def _approve(story: Story, canvas: Canvas, see: bool) -> str:
+def approve(story: Story, canvas: Canvas, see: bool = True) -> str:
+    """The inspection of a step without a fault.
+
+    Args:
+      story: its groups, and to which of them each object belongs.
+      canvas: what the sketch shows.
+      see: whether what is seen is listed first.
+    """
     parts = [phrases.seen([item for item, _ in canvas.values()])] if see else []
     parts += [phrases.FITS_PROMPT, phrases.FITS_INSTRUCTION]
     left = story.remaining(canvas)
