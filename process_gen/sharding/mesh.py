@@ -24,6 +24,22 @@ from process_gen.core.errors import ConfigError
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 
 
+def axis_sizes(config: MeshConfig, count: int) -> dict[str, int]:
+    """Devices along each mesh axis, of `count` devices in all.
+
+    Raises:
+      ConfigError: the sizes do not multiply to `count`.
+    """
+    sizes = dataclasses.asdict(config)
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if -1 in sizes.values() and count % fixed == 0:
+        sizes = {k: count // fixed if v == -1 else v for k, v in sizes.items()}
+    if -1 in sizes.values() or math.prod(sizes.values()) != count:
+        text = ", ".join(f"{name}={size}" for name, size in dataclasses.asdict(config).items())
+        raise ConfigError(f"mesh ({text}) does not fit {count} device(s)")
+    return sizes
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arranges `devices` (all of them by default) as `config` says.
 
@@ -31,13 +47,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
       ConfigError: the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = dataclasses.asdict(config)
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if -1 in sizes.values() and len(devices) % fixed == 0:
-        sizes = {k: len(devices) // fixed if v == -1 else v for k, v in sizes.items()}
-    if -1 in sizes.values() or math.prod(sizes.values()) != len(devices):
-        text = ", ".join(f"{name}={size}" for name, size in dataclasses.asdict(config).items())
-        raise ConfigError(f"mesh ({text}) does not fit {len(devices)} device(s)")
+    sizes = axis_sizes(config, len(devices))
     shape = tuple(sizes[name] for name in MESH_AXES)
     # Auto: the compiler places what the rules leave open. Explicit axes would ask for a sharding in
     # the type of every intermediate.
