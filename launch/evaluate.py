@@ -5,7 +5,9 @@
 --checkpoint=DIR      a run's working directory, or one checkpoint in it
 --step=STEP           latest (default), best, or a number, of a working directory
 --weights=ema|params  averaged weights (default) or the plain ones
---suite=strokes       what is scored: held-out prompts of seven tags, judged by the oracle
+--suite=strokes       what is scored: held-out prompts of seven tags, judged by the oracle; or
+--suite=inspection    paintings cut off after a sketch, N of each tag with a fault that was put in
+                      and 2 N right ones: what is said of the sketch, and what is made of it
 --num_per_tag=N       prompts a tag (100)
 --prompts=FILE        these prompts instead: metadata JSONL with Strokes requirements
 --one_shot            paint at once instead of step by step
@@ -14,21 +16,24 @@
 --out=DIR             folder; --overwrite replaces an earlier run's files in it
 --json                print one JSON object as the last line
 
-Prints the share of right pictures with 95 % intervals, tag by tag; writes scores.json (the object
-that --json prints), report.html with every painting, and trajectories.jsonl (docs/sampling.md).
+Prints shares with 95 % intervals; writes scores.json (the object that --json prints), report.html
+with every painting, and trajectories.jsonl (docs/sampling.md). docs/evaluation.md explains them.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from launch import common, painting
 from process_gen.core.errors import ConfigError, DataError
-from process_gen.evaluation.strokes import VERDICTS, score
+from process_gen.core.trajectory import Trajectory
+from process_gen.evaluation import probes, stepwise
+from process_gen.evaluation.strokes import score
 from process_gen.report import summary
 from process_gen.report.html import write_report
 from process_gen.sampling import prompt_file, records
@@ -36,7 +41,22 @@ from process_gen.strokes import oracle
 from process_gen.strokes.prompts import TAGS, check, held_out_requirements
 from process_gen.strokes.scene import SIZE
 
-SUITES = ("strokes",)
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """What is painted, and how it is scored.
+
+    Attributes:
+      prompts: the command's flags -> what the painter is given.
+      score: what was given, and the paintings in that order -> nested dict of rates.
+      show: prints it.
+      table: whether the report shows the scores tag by tag.
+    """
+
+    prompts: Callable[[flags.FlagValues], Sequence[Any]]
+    score: Callable[[Sequence[Any], Sequence[Trajectory]], dict[str, Any]]
+    show: Callable[[Mapping[str, Any]], None]
+    table: bool = True
 
 
 def requirements(path: str | None, num_per_tag: int, seed: int) -> list[Mapping[str, Any]]:
@@ -60,21 +80,55 @@ def requirements(path: str | None, num_per_tag: int, seed: int) -> list[Mapping[
     return checked
 
 
-def flat(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores with a number a key: `exact`, `exact_low`, `exact_high`, and so on."""
+def flat(scores: Any) -> Any:
+    """Scores with a number a key: `exact`, `exact_low`, `exact_high`, and so on, at any depth."""
+    if not isinstance(scores, Mapping):
+        return scores
+    out: dict[str, Any] = {}
+    for name, value in scores.items():
+        if isinstance(value, Mapping) and {"rate", "low", "high"} <= value.keys():
+            out |= {name: value["rate"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
+        else:
+            out[name] = flat(value)
+    return out
 
-    def rates(row: Mapping[str, Any]) -> dict[str, Any]:
-        out = {name: value for name, value in row.items() if name not in VERDICTS}
-        for name in VERDICTS:
-            rate = row[name]
-            out |= {name: rate["rate"], f"{name}_low": rate["low"], f"{name}_high": rate["high"]}
-        return out
 
-    return {
-        **scores,
-        "overall": rates(scores["overall"]),
-        "tags": {tag: rates(row) for tag, row in scores["tags"].items()},
-    }
+def _strokes_prompts(values: flags.FlagValues) -> list[Mapping[str, Any]]:
+    return requirements(values.prompts, values.num_per_tag, values.seed)
+
+
+def _strokes_score(prompts: Sequence[Any], painted: Sequence[Trajectory]) -> dict[str, Any]:
+    del prompts
+    scores = score(painted, oracle.judge)
+    steps = {} if painted[0].mode != "process" else {"steps": stepwise.painting_rates(painted)}
+    return {**scores, **steps}
+
+
+def _strokes_show(scores: Mapping[str, Any]) -> None:
+    summary.show(scores=scores)
+    if "steps" in scores:
+        rest = {name: rate for name, rate in scores["steps"].items() if isinstance(rate, Mapping)}
+        summary.show(rates={**rest, **rest.pop("inspection")})
+
+
+def _probes(values: flags.FlagValues) -> list[probes.Probe]:
+    if values.one_shot or values.prompts:
+        raise ConfigError("--suite=inspection takes neither --one_shot nor --prompts")
+    count = values.num_per_tag * len(TAGS)
+    return probes.make_probes(count, 2 * count, values.seed)
+
+
+SUITES = {
+    "strokes": Suite(_strokes_prompts, _strokes_score, _strokes_show),
+    "inspection": Suite(
+        _probes,
+        lambda given, painted: {"suite": "inspection", **probes.score(given, painted)},
+        lambda scores: summary.show(
+            rates={name: rate for name, rate in scores.items() if isinstance(rate, Mapping)}
+        ),
+        table=False,
+    ),
+}
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -87,12 +141,13 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Paints, judges, writes scores and report."""
-    suite = common.required(values, "suite")
-    if suite not in SUITES:
-        raise ConfigError(f"--suite={suite} is unknown; there is {', '.join(SUITES)}")
+    name = common.required(values, "suite")
+    if name not in SUITES:
+        raise ConfigError(f"--suite={name} is unknown; there is {', '.join(SUITES)}")
+    suite = SUITES[name]
     settings = painting.sampler_settings(values["set"].value or ())
     mode = "one_shot" if values.one_shot else "process"
-    prompts = requirements(values.prompts, values.num_per_tag, values.seed)
+    prompts = suite.prompts(values)
     out = painting.make_room(common.required(values, "out"), values.overwrite)
     painter = painting.load_painter(values)
     made_by = painting.provenance(painter, mode=mode, seed=values.seed, settings=settings)
@@ -102,7 +157,7 @@ def main(values: flags.FlagValues) -> None:
 
     done = painting.paint(
         painter,
-        prompts,
+        [prompt.start if isinstance(prompt, probes.Probe) else prompt for prompt in prompts],
         out,
         mode=mode,
         seed=values.seed,
@@ -110,14 +165,14 @@ def main(values: flags.FlagValues) -> None:
         settings=settings,
     )
     # Scores of a part would look like scores of the whole.
-    scores = None if done.stopped else score(done.trajectories, oracle.judge)
+    scores = None if done.stopped else suite.score(prompts, done.trajectories)
     write_report(
         out / painting.REPORT,
         done.trajectories,
         verdicts=[painting.strokes_verdicts(t) for t in done.trajectories],
-        title=f"Suite {suite}, {mode} mode",
+        title=f"Suite {name}, {mode} mode",
         settings={**made_by, "prompts": values.prompts or f"held out, {values.num_per_tag} a tag"},
-        scores=scores,
+        scores=scores if suite.table else None,
         curves=painting.history(painter),
     )
     if scores is None:
@@ -125,7 +180,7 @@ def main(values: flags.FlagValues) -> None:
         raise KeyboardInterrupt
     text = json.dumps({**flat(scores), **done.summary(), **painting.as_json(made_by)})
     (out / painting.SCORES).write_text(text + "\n")
-    summary.show(scores=scores)
+    suite.show(scores)
     print(f"scores: {out / painting.SCORES}")
     print(f"paintings: {out / records.FINISHED}")
     print(f"report: {out / painting.REPORT}")

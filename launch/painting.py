@@ -22,7 +22,7 @@ from process_gen.core.trajectory import Image, Trajectory
 from process_gen.evaluation.strokes import verdicts
 from process_gen.report.curves import read_history
 from process_gen.sampling import interleaved, records
-from process_gen.sampling.painter import Painter
+from process_gen.sampling.painter import Painter, Prompt
 from process_gen.strokes import oracle
 from process_gen.strokes.scene import SIZE
 from process_gen.train.progress import duration
@@ -87,7 +87,7 @@ class Painted:
 
 def paint(
     painter: Painter,
-    prompts: Sequence[str | Mapping[str, Any]],
+    prompts: Sequence[Prompt],
     out: epath.Path,
     *,
     mode: str,
@@ -102,7 +102,7 @@ def paint(
 
     Args:
       painter: weights and settings.
-      prompts: words or mappings with a "prompt".
+      prompts: words, mappings with a "prompt", or paintings to go on with.
       out: folder, see `make_room`.
       mode, seed, num, size, images, settings: see `sampling.painter.Painter.paint`.
       keep: how many of the paintings to hold in memory, from the first on; None is all.

@@ -16,12 +16,14 @@ def show(
     *,
     scores: Mapping[str, Any] | None = None,
     history: Sequence[Mapping[str, Any]] | None = None,
+    rates: Mapping[str, Mapping[str, Any]] | None = None,
     console: Console | None = None,
 ) -> None:
     """Prints what is given: first and last losses of a history, then scores and painting costs.
 
     Args:
       scores: what `evaluation.strokes.score` gives.
+      rates: `evaluation.intervals.Rate` dicts by name.
       history: what `report.curves.read_history` gives.
       console: standard output unless given; plain text where that is no terminal.
     """
@@ -31,6 +33,16 @@ def show(
     if scores:
         console.print(score_table(scores))
         console.print(process_line(scores["process"]), markup=False, soft_wrap=True)
+    if rates:
+        console.print(rate_table(rates))
+
+
+def rate_table(rates: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A line a rate: percent, interval, and out of how many."""
+    table = _table("rate", "%", "interval", "of")
+    for name, rate in rates.items():
+        table.add_row(name.replace("_", " "), *_cells({name: rate}, [name]), str(rate["n"]))
+    return table
 
 
 def loss_table(history: Sequence[Mapping[str, Any]]) -> Table:

@@ -183,7 +183,7 @@ def _wrong_shape(rng: np.random.Generator, story: Story, step: int) -> Fault | N
     return _conflict(step, "shape", beat, wrong, said)
 
 
-def _relations_of(story: Story, own: int) -> list[tuple[str, int]]:
+def relations_of(story: Story, own: int) -> list[tuple[str, int]]:
     """(relation, other group) of a group, whichever of the two the prompt names first."""
     group = story.groups[own]
     found = [(group.relation, group.target)] if group.relation is not None else []
@@ -195,7 +195,7 @@ def _relations_of(story: Story, own: int) -> list[tuple[str, int]]:
     return [(relation, other) for relation, other in found if relation and other is not None]
 
 
-def _painted(story: Story, canvas: Canvas, group: int) -> list[int]:
+def painted(story: Story, canvas: Canvas, group: int) -> list[int]:
     """Cells of a group's objects on a canvas."""
     return [
         item.cell
@@ -218,8 +218,8 @@ def _wrong_count(rng: np.random.Generator, story: Story, step: int) -> Fault | N
         if cell > last
         and all(
             cells_related(cell, relation, other)
-            for relation, index in _relations_of(story, own)
-            for other in _painted(story, beat.before, index)
+            for relation, index in relations_of(story, own)
+            for other in painted(story, beat.before, index)
         )
     ]
     if not cells:
@@ -234,8 +234,8 @@ def _wrong_count(rng: np.random.Generator, story: Story, step: int) -> Fault | N
 def _wrong_relation(rng: np.random.Generator, story: Story, step: int) -> Fault | None:
     """All of the step's objects lie on the wrong side of a group that is there already."""
     beat = story.beats[step]
-    for relation, index in _relations_of(story, story.group_of[beat.ids[0]]):
-        fixed = _painted(story, beat.before, index)
+    for relation, index in relations_of(story, story.group_of[beat.ids[0]]):
+        fixed = painted(story, beat.before, index)
         cells = [
             cell
             for cell in _free_cells(beat.before)

@@ -120,23 +120,32 @@ _PLACE = "|".join(PLACES)
 _SEEN_ITEM = re.compile(rf"(?P<color>{_COLOR}) (?P<shape>{_SHAPE}) (?P<place>{_PLACE})")
 _ITEM = re.compile(
     rf"(?P<number>an?|two|three|four|five) (?P<color>{_COLOR}) (?P<shape>{_SHAPE})s? at "
-    rf"(?P<places>(?:{_PLACE})(?: and (?:{_PLACE}))*)(?:{PLACEHOLDER})?"
+    rf"(?P<places>(?:{_PLACE})(?: and (?:{_PLACE}))*)(?P<placeholder>{PLACEHOLDER})?"
 )
 Placed = tuple[str, str, str]  # colour, shape, place
 
 
-def parse_description(text: str) -> tuple[Placed, ...] | None:
-    """The objects of a `<des>` text, sorted; None when it is not written as `describe` does."""
+def parse_state(text: str) -> tuple[tuple[Placed, bool], ...] | None:
+    """The objects of a `<des>` text and whether each is a placeholder, sorted.
+
+    None when it is not written as `describe` does.
+    """
     objects = []
     for part in text.split(", "):
         match = _ITEM.fullmatch(part)
         if match is None:
             return None
-        where = match["places"].split(" and ")
+        where, holds = match["places"].split(" and "), match["placeholder"] is not None
         if phrase(len(where), match["color"], match["shape"]) != part.split(" at ")[0]:
             return None
-        objects += [(match["color"], match["shape"], place) for place in where]
+        objects += [((match["color"], match["shape"], place), holds) for place in where]
     return tuple(sorted(objects))
+
+
+def parse_description(text: str) -> tuple[Placed, ...] | None:
+    """The objects of a `<des>` text, sorted; None when it is not written as `describe` does."""
+    state = parse_state(text)
+    return None if state is None else tuple(placed for placed, _ in state)
 
 
 @dataclasses.dataclass(frozen=True)
