@@ -16,6 +16,7 @@ from etils import epath
 
 import process_gen
 from launch import common
+from process_gen.checkpoint import shipped
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.interrupts import finish_on_interrupt
 from process_gen.core.trajectory import Image, Trajectory
@@ -233,16 +234,16 @@ def load_painter(values: flags.FlagValues) -> Painter:
     """The painter that the flags name.
 
     Raises:
-      ConfigError: there is no `--checkpoint`.
+      ConfigError: there is no `--checkpoint`, and no painter came with the package.
       CheckpointError: nothing usable is there.
     """
-    if not values.checkpoint:
+    if not values.checkpoint and not shipped.is_painter(shipped.DEFAULT):
         raise ConfigError(f"--checkpoint=DIR is missing; train a painter with: {TRAIN}")
     step = int(values.step) if values.step.isdecimal() else values.step
     if isinstance(step, str) and step not in ("latest", "best"):
         raise ConfigError(f"--step is latest, best or a number, got {step!r}")
     common.enable_compilation_cache()
-    return process_gen.load(values.checkpoint, weights=values.weights, step=step)
+    return process_gen.load(values.checkpoint or "", weights=values.weights, step=step)
 
 
 def sampler_settings(pairs: Sequence[str]) -> dict[str, Any]:

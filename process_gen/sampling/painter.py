@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from process_gen.checkpoint import bagel, manager
+from process_gen.checkpoint import bagel, manager, shipped
 from process_gen.core.configs import Config, SamplerConfig
 from process_gen.core.errors import CheckpointError, ConfigError, DataError
 from process_gen.core.grammar import Kind, context_kinds
@@ -214,11 +214,11 @@ class Painter:
         return self._tokenizer
 
 
-def load(path: str, *, weights: str = "ema", step: int | str = "latest") -> Painter:
-    """Loads a painter from a run's working directory or from one checkpoint.
+def load(path: str = "", *, weights: str = "ema", step: int | str = "latest") -> Painter:
+    """Loads a painter from a run's working directory, from one checkpoint, or in `shipped` form.
 
     Args:
-      path: of the directory.
+      path: of the directory; by default the trained painter that comes with the package.
       weights: "ema" or "params".
       step: "latest", "best" or a number, for a working directory.
 
@@ -231,7 +231,13 @@ def load(path: str, *, weights: str = "ema", step: int | str = "latest") -> Pain
     """
     if weights not in ("ema", "params"):
         raise ConfigError(f"weights must be 'ema' or 'params', got {weights!r}")
-    config, params, meta = manager.load_for_sampling(path, weights, step)  # type: ignore[arg-type]
+    path = path or str(shipped.DEFAULT)
+    if shipped.is_painter(path):
+        config, params, card = shipped.read(path)
+        params = jax.device_put(params)
+        meta = {**card, "path": path}
+    else:
+        config, params, meta = manager.load_for_sampling(path, weights, step)  # type: ignore[arg-type]
     tokenizer = load_tokenizer(config.data.tokenizer)
     # Weights of other origin, imported ones for one, do not say.
     if meta.get("tokenizer") not in (None, tokenizer.fingerprint):

@@ -1,0 +1,90 @@
+"""Write a trained painter as two small files, for the package or to hand on.
+
+    python -m launch.ship_painter --checkpoint=runs/tiny --scores=runs/tiny/eval/scores.json \\
+        --out=painter
+
+--checkpoint=DIR      a run's working directory, or one checkpoint in it
+--step=STEP           latest (default), best, or a number, of a working directory
+--weights=ema|params  averaged weights (default) or the plain ones
+--scores=FILE         what launch.evaluate wrote, for the card; may be given several times
+--recipe=FILE         text that says how the weights were made, for the card
+--set=KEY=VALUE       a setting of the sampler that becomes the painter's default
+--out=DIR             folder; launch.sample --checkpoint=DIR paints with it
+
+The weights are stored in bfloat16; score the result itself, not the checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from launch import common, painting
+from launch.train import git_hash
+from process_gen.checkpoint import shipped
+from process_gen.core.configs import DataConfig, SamplerConfig
+from process_gen.core.errors import ConfigError
+from process_gen.core.settings import build
+
+
+def _scores(files: list[str]) -> dict[str, Any]:
+    """Headline numbers of score files by suite and mode."""
+    found = {}
+    for name in files:
+        try:
+            scores = json.loads(Path(name).read_text())
+            suite, mode = scores["suite"], scores["mode"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"--scores={name} is not what launch.evaluate writes: {error}") from (
+                error
+            )
+        found[f"{suite}, {mode}"] = scores
+    return found
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    text = flags.DEFINE_string
+    text("checkpoint", None, "working directory or checkpoint", flag_values=values)
+    text("step", "latest", "which checkpoint", flag_values=values)
+    flags.DEFINE_enum("weights", "ema", ["ema", "params"], "which weights", flag_values=values)
+    flags.DEFINE_multi_string("scores", [], "score files", flag_values=values)
+    text("recipe", None, "file that says how it was made", flag_values=values)
+    flags.DEFINE_multi_string("set", [], "KEY=VALUE of the sampler", flag_values=values)
+    text("out", None, "folder to write", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> None:
+    """Reads a checkpoint and writes the two files."""
+    common.required(values, "checkpoint")
+    out = common.required(values, "out")
+    painter = painting.load_painter(values)
+    settings = dataclasses.asdict(painter.config.sampler) | painting.sampler_settings(
+        values["set"].value or ()
+    )
+    config = dataclasses.replace(
+        painter.config,
+        sampler=build(SamplerConfig, settings, "sampler"),
+        # A path of the machine that trained it would mean nothing elsewhere.
+        train=dataclasses.replace(painter.config.train, init_from=""),
+        data=dataclasses.replace(painter.config.data, sources=DataConfig().sources),
+    )
+    about = {
+        "tokenizer": painter.tokenizer.fingerprint,
+        "step": painter.meta.get("step"),
+        "weights": painter.meta.get("weights"),
+        "commit": git_hash(),
+        "recipe": Path(values.recipe).read_text() if values.recipe else "",
+        "scores": _scores(values.scores),
+    }
+    card = shipped.write(out, config, painter.weights.model, about)
+    size = sum(f.stat().st_size for f in Path(out).iterdir())
+    print(f"{out}: {card['parameters']:,} parameters, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    common.run(main, define_flags, __doc__ or "")
