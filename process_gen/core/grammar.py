@@ -36,6 +36,8 @@ from process_gen.core.trajectory import (
     refine_command,
 )
 
+Supervise = Literal["all", "last_inspection", "last_repair"]
+
 PROCESS_WRAPPER = "Please create the image step-by-step: {prompt}"
 
 
@@ -216,7 +218,7 @@ class _Writer:
 def to_segments(
     trajectory: Trajectory,
     settings: GrammarConfig,
-    supervise: Literal["all", "last_inspection"] = "all",
+    supervise: Supervise = "all",
 ) -> list[Segment]:
     """Writes a trajectory as segments.
 
@@ -224,7 +226,8 @@ def to_segments(
       trajectory: of mode "process" or "one_shot".
       settings: which copies are seen, which are targets.
       supervise: "all" as docs/grammar.md says; "last_inspection" makes everything context but the
-        last inspection, for critiques of other people's sketches.
+        last inspection, for critiques of other people's sketches; "last_repair" adds to it what
+        it leads to: the decision, the re-emitted plan and the refined picture.
 
     Raises:
       GrammarError: another mode, or a trajectory without what its mode needs.
@@ -246,12 +249,12 @@ def to_segments(
     out.text(Part.PROMPT, wrapped, False, Next.TEXT if everything else None)
     for i, step in enumerate(trajectory.steps):
         last = i == len(trajectory.steps) - 1
-        _write_step(out, step, last=last, supervise=supervise)
+        repair = last and supervise == "last_repair"
+        _write_step(out, step, last=last, everything=everything, repair=everything or repair)
     return out.segments
 
 
-def _write_step(out: _Writer, step: Step, *, last: bool, supervise: str) -> None:
-    everything = supervise == "all"
+def _write_step(out: _Writer, step: Step, *, last: bool, everything: bool, repair: bool) -> None:
     done = Next.END if last else Next.TEXT
 
     def label(following: Next) -> Next | None:
@@ -280,20 +283,21 @@ def _write_step(out: _Writer, step: Step, *, last: bool, supervise: str) -> None
         return
     correction = Next.TEXT if step.refined_plan is not None else Next.IMAGE
     unknown = step.refined is None
-    following = None if unknown else label(correction)
+    following = correction if repair and not unknown else None
     inspection = out.text(Part.FAULT, step.inspection, everything or last, following)
     for index in copies:
         if out.segments[index].kind in hidden_kinds(out.settings):
             hidden = dataclasses.replace(out.segments[index], hidden_after=inspection)
             out.segments[index] = hidden
     if step.refined_plan is not None:
-        plan = out.text(Part.REFINED_PLAN, step.refined_plan, everything, label(Next.IMAGE))
+        following = Next.IMAGE if repair else None
+        plan = out.text(Part.REFINED_PLAN, step.refined_plan, repair, following)
     if step.refined is not None:
         out.image(
             Part.REFINED,
             step.refined,
             plan=plan,
-            target=everything,
+            target=repair,
             copies=context_kinds(out.settings),
             following=label(done),
         )

@@ -16,6 +16,7 @@ import numpy as np
 
 from process_gen.core.configs import SourceConfig
 from process_gen.core.errors import DataError
+from process_gen.core.grammar import Supervise
 from process_gen.core.trajectory import Trajectory
 from process_gen.data.builders import TrajectoryFolder, folder_fingerprint
 from process_gen.strokes.plans import (
@@ -27,7 +28,6 @@ from process_gen.strokes.plans import (
     trajectory_at,
 )
 
-Supervise = Literal["all", "last_inspection"]
 Split = Literal["train", "eval"]
 
 

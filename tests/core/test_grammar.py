@@ -263,6 +263,31 @@ def test_only_the_last_inspection_is_supervised_when_asked(thousand):
     assert inspected > 100
 
 
+def test_the_last_repair_is_supervised_when_asked(thousand):
+    def parts(trajectory, supervise):
+        segments = to_segments(trajectory, GrammarConfig(noise_copies=2), supervise)
+        assert told(from_segments(segments)) == told(trajectory)
+        learnt = [(s.kind, s.part) for s in segments if s.loss]
+        return learnt, [(s.part, s.next) for s in segments if s.next is not None]
+
+    text, flow = Kind.TEXT, Kind.NOISED
+    for fault, plan, decision in ((CONFLICT, [Part.REFINED_PLAN], Next.TEXT),
+                                  (MISALIGNMENT, [], Next.IMAGE)):  # fmt: skip
+        first = fault.steps[0]
+        cut = dataclasses.replace(fault, steps=(first,), final_image=first.refined)
+        learnt, labels = parts(cut, "last_repair")
+        refined = [(flow, Part.REFINED)] * 2
+        assert learnt == [(text, Part.FAULT), *[(text, part) for part in plan], *refined]
+        # What follows the refined picture is not known: the painting was cut there.
+        assert labels == [(Part.FAULT, decision), *[(part, Next.IMAGE) for part in plan]]
+        # Earlier faults are context; only the last step is learnt.
+        assert parts(fault, "last_repair")[0] == [(text, Part.INSPECTION)]
+    for trajectory in thousand[::7]:
+        if trajectory.mode == "process" and trajectory.steps[-1].refined is None:
+            unrepaired = [part for _, part in parts(trajectory, "last_repair")[0]]
+            assert set(unrepaired) <= {Part.INSPECTION, Part.FAULT, Part.REFINED_PLAN}
+
+
 def test_stages():
     stages = [s.stage for s in to_segments(CONFLICT, GrammarConfig(context_images="vit"))]
     assert stages == [
