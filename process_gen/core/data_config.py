@@ -85,8 +85,8 @@ class DataConfig:
     Attributes:
       tokenizer: path of a `tokenizer.json`; empty for the committed Strokes one.
       sources, eval_sources: mixtures for training and for the fixed held-out split.
-      image_size: side in pixels that all pictures are resized to; 0 leaves them as they are, which
-        only model.codec="pixel" can take.
+      image_size: long side in pixels that all pictures are resized to, their aspect kept. With 0
+        the reference's rule decides where model.codec="flux", and pixels are left as they are.
       text_len, und_len, gen_len: T, V and G of a pack.
       rows: packs in a global batch.
       eval_rows: packs of the held-out split, all evaluated each time.

@@ -1,7 +1,7 @@
 """The pictures of a run brought to the sizes that its model takes, before they are cut into tokens.
 
-All pictures that become latent tokens have one size, for the autoencoder encodes them together.
-The understanding copy is made from the picture *at that size*, as it is while painting.
+With the autoencoder of "flux" they may have any shape; their aspect is kept. The understanding copy
+is made from the picture *at the size of the latent one*, as it is while painting.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from process_gen.core.configs import Config
-from process_gen.core.errors import DataError
 from process_gen.core.grammar import Kind, Segment
-from process_gen.data.images import Resize, painted_copy
+from process_gen.data.images import Resize, latent_rule, painted_copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Pictures:
     """What a run does with pictures.
 
     Attributes:
-      latent: for all of them, which must be square; None leaves them as they are.
+      latent: for all of them; None leaves them as they are.
       und: for the copies that become understanding patches, after `latent`.
     """
 
@@ -35,9 +34,6 @@ class Pictures:
         Args:
           segments: from `core.grammar.to_segments`.
           blank: whether the sizes alone matter, as for measuring lengths.
-
-        Raises:
-          DataError: a picture is not square.
         """
         if self == AS_THEY_ARE:
             return list(segments)
@@ -54,11 +50,6 @@ class Pictures:
         return out
 
     def _resized(self, image: np.ndarray, und: bool, blank: bool) -> np.ndarray:
-        height, width = image.shape[:2]
-        if self.latent is not None and height != width:
-            raise DataError(
-                f"a picture of {width}x{height} px; with data.image_size all are square"
-            )
         for rule in (self.latent, self.und if und else None):
             if rule is not None:
                 size = rule.size(image.shape[1], image.shape[0])
@@ -73,7 +64,13 @@ AS_THEY_ARE = Pictures()
 
 
 def picture_rule(config: Config) -> Pictures:
-    """How the data of a config resizes pictures."""
+    """How the data of a config resizes pictures.
+
+    `data.image_size` is the long side of all; without one, "flux" takes the sizes that BAGEL was
+    trained with (`images.latent_rule`), and pixels are left as they are.
+    """
     size, model = config.data.image_size, config.model
-    latent = Resize(size, size, model.latent_side) if size else None
+    latent = latent_rule(model) if model.codec == "flux" else None
+    if size:
+        latent = Resize(size, size, model.latent_side)
     return Pictures(latent, painted_copy(model))

@@ -1,7 +1,8 @@
 """BAGEL's codec: latent tokens are patches of what the FLUX autoencoder makes of a picture.
 
 The functions are pure and take the autoencoder's weights (`models.vae`) first. Pictures of one call
-have one size: padding to a common size would change the group norms and with them the latents.
+have one size, or canvases of one size with the place of each picture: padding that the group norms
+do not know of would change the latents.
 """
 
 from __future__ import annotations
@@ -37,14 +38,18 @@ class FluxCodec:
         """Side of a token's square in pixels."""
         return self.patch * self.sizes.downsample
 
-    def moments(self, params: Any, image_NxHxWx3: jax.Array) -> jax.Array:
+    def moments(
+        self, params: Any, image_NxHxWx3: jax.Array, inside_NxHxW: jax.Array | None = None
+    ) -> jax.Array:
         """``float32[N, n, 2P]`` of uint8 pictures: mean, then log-variance, row-major over tokens.
 
         Inside either half the order is row, column, channel, the channel running fastest. Both are
-        before scale and shift.
+        before scale and shift. `inside` says where pictures lie in larger canvases
+        (`vae.FluxVae.moments`).
         """
         pixels = (image_NxHxWx3.astype(jnp.float32) / 255.0 - 0.5) / 0.5
-        parts = [patchify(part, self.patch) for part in self._moments(params, pixels)]
+        both = self._moments(params, pixels, inside_NxHxW)
+        parts = [patchify(part, self.patch) for part in both]
         return jnp.concatenate(parts, -1)
 
     def sample(self, moments_NxMx2P: jax.Array, eps_NxMxP: jax.Array | None) -> jax.Array:

@@ -25,6 +25,15 @@ NORM_EPS = 1e-6
 ATTENTION_ROWS = 2048
 
 
+# bool [N, Y, X], where a picture lies in a larger canvas; None where it fills it.
+Inside = jax.Array | None
+
+
+def _cut_out(x: jax.Array, inside: Inside) -> jax.Array:
+    """[N, Y, X, D] with zeros outside of the picture, which is what convolutions see beyond it."""
+    return x if inside is None else jnp.where(inside[..., None], x, 0.0)
+
+
 def _replicated(array: jax.Array) -> nnx.Param:
     """A parameter of which every device holds a copy: the whole autoencoder has 335 MB."""
     return nnx.Param(array, out_sharding=(None,) * array.ndim)
@@ -76,15 +85,17 @@ class GroupNorm(nnx.Module):
         self.scale = _replicated(jnp.ones((features,)))
         self.bias = _replicated(jnp.zeros((features,)))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [N, Y, X, D] to the same shape."""
+    def __call__(self, x: jax.Array, inside: Inside = None) -> jax.Array:
+        """Maps [N, Y, X, D] to the same shape; zero outside of the picture."""
         n, y, x_side, d = x.shape
         grouped = x.reshape(n, y * x_side, NORM_GROUPS, d // NORM_GROUPS)
-        mean = grouped.mean(axis=(1, 3), keepdims=True)
+        where = None if inside is None else inside.reshape(n, y * x_side, 1, 1)
+        mean = jnp.mean(grouped, axis=(1, 3), keepdims=True, where=where)
         centred = grouped - mean
-        variance = jnp.square(centred).mean(axis=(1, 3), keepdims=True)
+        variance = jnp.mean(jnp.square(centred), axis=(1, 3), keepdims=True, where=where)
         normed = (centred * jax.lax.rsqrt(variance + NORM_EPS)).reshape(x.shape)
-        return normed * self.scale[...][None, None, None] + self.bias[...][None, None, None]
+        normed = normed * self.scale[...][None, None, None] + self.bias[...][None, None, None]
+        return _cut_out(normed, inside)
 
 
 class ResidualBlock(nnx.Module):
@@ -99,10 +110,10 @@ class ResidualBlock(nnx.Module):
         if features_in != features_out:
             self.nin_shortcut = Pointwise(features_in, features_out, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, inside: Inside = None) -> jax.Array:
         """Maps [N, Y, X, in] to [N, Y, X, out]."""
-        h = self.conv1(jax.nn.swish(self.norm1(x)))
-        h = self.conv2(jax.nn.swish(self.norm2(h)))
+        h = self.conv1(jax.nn.swish(self.norm1(x, inside)))
+        h = self.conv2(jax.nn.swish(self.norm2(h, inside)))
         return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
 
 
@@ -117,17 +128,17 @@ class Attention(nnx.Module):
         self.v = Pointwise(features, features, rngs=rngs)
         self.proj_out = Pointwise(features, features, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, inside: Inside = None) -> jax.Array:
         """Maps [N, Y, X, D] to the same shape."""
         n, height, width, d = x.shape
-        normed = self.norm(x).reshape(n, height * width, d)
+        normed = self.norm(x, inside).reshape(n, height * width, d)
+        key_Nx1xK = None if inside is None else inside.reshape(n, 1, height * width)
         q, k, v = self.q(normed) * d**-0.5, self.k(normed), self.v(normed)
         precision = jax.lax.Precision.HIGHEST
 
         def rows(part):
-            weights = jax.nn.softmax(
-                jnp.einsum("nqd,nkd->nqk", part, k, precision=precision), axis=-1
-            )
+            scores = jnp.einsum("nqd,nkd->nqk", part, k, precision=precision)
+            weights = jax.nn.softmax(scores, axis=-1, where=key_Nx1xK)
             return jnp.einsum("nqk,nkd->nqd", weights, v, precision=precision)
 
         if height * width <= ATTENTION_ROWS:
@@ -148,9 +159,9 @@ class Middle(nnx.Module):
         self.attn_1 = Attention(features, rngs=rngs)
         self.block_2 = ResidualBlock(features, features, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, inside: Inside = None) -> jax.Array:
         """Maps [N, Y, X, D] to the same shape."""
-        return self.block_2(self.attn_1(self.block_1(x)))
+        return self.block_2(self.attn_1(self.block_1(x, inside), inside), inside)
 
 
 class Level(nnx.Module):
@@ -168,13 +179,13 @@ class Level(nnx.Module):
         if resample:
             self.conv = Conv(features_out, features_out, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, inside: Inside = None) -> jax.Array:
         """Maps [N, Y, X, in] to [N, Y', X', out], sides halved, doubled or kept."""
         for i in range(self.blocks):
-            x = getattr(self, f"block_{i}")(x)
+            x = getattr(self, f"block_{i}")(x, inside)
         if self.resample == "down":
             # The reference pads below and to the right only.
-            x = self.conv(x, stride=2, padding=((0, 1), (0, 1)))
+            x = self.conv(_cut_out(x, inside), stride=2, padding=((0, 1), (0, 1)))
         elif self.resample == "up":
             x = self.conv(x.repeat(2, axis=1).repeat(2, axis=2))
         return x
@@ -196,12 +207,14 @@ class Encoder(nnx.Module):
         self.norm_out = GroupNorm(widths[-1])
         self.conv_out = Conv(widths[-1], 2 * cfg.latent_channels, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, inside: Inside = None) -> jax.Array:
         """Maps [N, Y, X, 3] to [N, Y / f, X / f, 2 z], means first."""
-        x = self.conv_in(x)
+        x = self.conv_in(_cut_out(x, inside))
         for i in range(self.levels):
-            x = getattr(self, f"down_{i}")(x)
-        return self.conv_out(jax.nn.swish(self.norm_out(self.mid(x))))
+            x = getattr(self, f"down_{i}")(x, inside)
+            if inside is not None and i < self.levels - 1:
+                inside = inside[:, ::2, ::2]
+        return self.conv_out(jax.nn.swish(self.norm_out(self.mid(x, inside), inside)))
 
 
 class Decoder(nnx.Module):
@@ -237,13 +250,21 @@ class FluxVae(nnx.Module):
         self.encoder = Encoder(cfg, rngs=rngs)
         self.decoder = Decoder(cfg, rngs=rngs)
 
-    def moments(self, pictures: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def moments(
+        self, pictures: jax.Array, inside: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         """Mean and log-variance of z, each [N, Y / f, X / f, z], before scale and shift.
 
         A picture padded to a common size gives other values than the picture alone, for the norms
-        see the padding; encode pictures of one size together.
+        and the attention see the padding, unless they are told where it begins.
+
+        Args:
+          pictures: [N, Y, X, 3] in [-1, 1].
+          inside: bool [N, Y, X], true in a rectangle at the top left whose sides are multiples of
+            `VaeSizes.downsample`. What lies outside of it has no influence, and its moments no
+            meaning. None where pictures fill their canvas.
         """
-        mean, log_variance = jnp.split(self.encoder(pictures), 2, axis=-1)
+        mean, log_variance = jnp.split(self.encoder(pictures, inside), 2, axis=-1)
         return mean, log_variance
 
     def encode(self, pictures: jax.Array, noise: jax.Array | None = None) -> jax.Array:
@@ -265,7 +286,7 @@ def functions(sizes: VaeSizes) -> tuple[Callable, Callable, Callable]:
     """The autoencoder as jitted pure functions of a nested dict of weights.
 
     Returns:
-      ``moments(params, pictures)``, ``encode(params, pictures, noise=None)`` and
+      ``moments(params, pictures, inside=None)``, ``encode(params, pictures, noise=None)`` and
       ``decode(params, latents)``, see `FluxVae`.
     """
     graph, abstract = nnx.split(nnx.eval_shape(lambda: FluxVae(sizes, rngs=nnx.Rngs(0))))

@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 
 from process_gen.core.batch import PackedBatch
 from process_gen.core.configs import Config, ModelConfig
-from process_gen.core.errors import ConfigError
-from process_gen.core.patches import unpatchify
 from process_gen.data.pictures import picture_rule
 from process_gen.models.flux_codec import FluxCodec
 from process_gen.models.image_codecs import normalise
 from process_gen.sharding import rules
+from process_gen.sharding.local import on_each_device
+from process_gen.train.picture_encoder import PictureEncoder, find_pictures
 
 
 class Latents(Protocol):
@@ -84,50 +84,35 @@ def of_model(model: ModelConfig) -> Latents:
 
 
 def make_prepare(config: Config, vae_params: Any, mesh: Mesh) -> Callable[[PackedBatch], Any]:
-    """What is done with a batch on the devices before the step.
+    """What brings a host batch to the devices, in the form that the step takes.
 
     Args:
       config: of the run.
-      vae_params: of the autoencoder, host arrays; None where the codec has none.
-      mesh: the run's; every device keeps a copy of the autoencoder.
+      vae_params: of the autoencoder, host arrays; None where pictures need none, because the codec
+        has none or because batches hold stored moments (`data.stored_latents`).
+      mesh: the run's.
 
-    Raises:
-      ConfigError: the codec needs pictures of one size, and `data.image_size` names none.
+    Returns:
+      ``host batch -> global arrays``. Each process encodes the pictures of its own rows.
     """
-    model = config.model
-    if model.codec != "flux":
-        return lambda batch: batch
-    rule = picture_rule(config).latent
-    if rule is None:
-        raise ConfigError("model.codec='flux' encodes pictures of one size; set data.image_size")
+    if vae_params is None:
+        return lambda batch: rules.put_batch(batch, mesh)
+    model, rule = config.model, picture_rule(config).latent
+    assert rule is not None  # a codec with weights has one
     codec = FluxCodec(model.vae, model.patch)
-    rows = rule.size(rule.longest, rule.longest)[0] // codec.side
-    params = jax.device_put(vae_params, rules.replicated(mesh))
-    encode = jax.jit(
-        lambda params, pixels: encode_tokens(codec, params, pixels, rows),
-        out_shardings=rules.batch_sharding(mesh),
-    )
-    return lambda batch: batch._replace(latent_BxGxP=encode(params, batch.latent_BxGxP))
+    encoder = PictureEncoder(codec, vae_params, -(-rule.longest // codec.side), mesh)
 
+    def spread(moments_MxF: jax.Array, place_BxG: jax.Array) -> jax.Array:
+        return jnp.where(place_BxG[..., None] < 0, 0.0, moments_MxF[place_BxG])
 
-def encode_tokens(codec: FluxCodec, params: Any, pixel_BxGxS: jax.Array, rows: int) -> jax.Array:
-    """Moments ``float32[B, G, 2P]`` of pictures that lie in a row one behind the other.
+    spread_rows = on_each_device(spread, mesh)
 
-    All have ``rows * rows`` tokens, so that the i-th one begins at token ``i * rows * rows``,
-    whatever trajectories a row holds. Pictures of a row pass one after the other, rows side by
-    side.
+    def prepare(batch: PackedBatch) -> PackedBatch:
+        pictures, place_BxG = find_pictures(
+            batch.latent_BxGxP, batch.latent_id_BxG, batch.gen.order, model.latent_grid
+        )
+        moments_MxF = encoder(pictures, max(place_BxG.size, 1))
+        placed = rules.put_batch(batch._replace(latent_BxGxP=place_BxG), mesh)
+        return placed._replace(latent_BxGxP=spread_rows(moments_MxF, placed.latent_BxGxP))
 
-    Args:
-      codec: of the model.
-      params: of the autoencoder.
-      pixel_BxGxS: uint8 squares of `codec.side` pixels.
-      rows: tokens a side of a picture.
-    """
-    b, g, s = pixel_BxGxS.shape
-    tokens = rows * rows
-    count = g // tokens
-    cut = pixel_BxGxS[:, : count * tokens].reshape(b, count, tokens, s).swapaxes(0, 1)
-    pictures_KxBxHxWx3 = unpatchify(cut, codec.side, rows, rows)
-    moments = jax.lax.map(lambda one: codec.moments(params, one), pictures_KxBxHxWx3)
-    packed = moments.swapaxes(0, 1).reshape(b, count * tokens, moments.shape[-1])
-    return jnp.pad(packed, ((0, 0), (0, g - count * tokens), (0, 0)))
+    return prepare

@@ -84,7 +84,7 @@ def fit(
     hooks: Mapping[str, Hook] | None = None,
     writer: writers.MetricWriter | None = None,
     check_batch: Callable[[Any], None] = lambda batch: None,
-    prepare: Callable[[Any], Any] = lambda batch: batch,
+    prepare: Callable[[Any], Any] | None = None,
     on_start: Callable[[TrainState], None] | None = None,
 ) -> TrainState:
     """Trains to the end, or goes on where a checkpoint in `workdir` stopped.
@@ -107,8 +107,8 @@ def fit(
       hooks: by name.
       writer: takes the metrics; by default `writers.default_writer` on the first process.
       check_batch: called with each host batch; raises on one that the model cannot take.
-      prepare: what is done with a batch on the devices before the step or the validation, such as
-        encoding its pictures with frozen weights.
+      prepare: brings a host batch to the devices before the step or the validation, and may do
+        more, such as encoding its pictures with frozen weights; by default `rules.put_batch`.
       on_start: called once with the first or restored state.
 
     Returns:
@@ -122,6 +122,7 @@ def fit(
     started = time.monotonic()
     rules.check_rows(config.data.rows, mesh)
     hooks = dict(hooks or {})
+    prepare = prepare or (lambda batch: rules.put_batch(batch, mesh))
     _check_best_metric(config.train.best_metric, hooks)
     with jax.set_mesh(mesh), manager.CheckpointManager(workdir, config) as checkpoints:
         state, settled = _first_state(config, checkpoints, fns, tx, dataset, mesh)
@@ -136,7 +137,7 @@ def fit(
             config=config,
             checkpoints=checkpoints,
             dataset=dataset,
-            evaluate=_make_evaluate(eval_step, eval_batches, prepare, mesh)
+            evaluate=_make_evaluate(eval_step, eval_batches, prepare)
             if eval_batches
             else None,
             hooks=hooks,
@@ -147,7 +148,7 @@ def fit(
         if int(state.step) == 0:
             writer.write_hparams(configs.to_mapping(config))
         try:
-            return _loop(run, state, train_step, mesh, check_batch, prepare)
+            return _loop(run, state, train_step, check_batch, prepare)
         finally:
             writer.flush()
             if own_writer:
@@ -192,7 +193,7 @@ def _first_state(
 
 
 def _make_evaluate(
-    eval_step: EvalStep, eval_batches: Sequence[Any], prepare: Callable[[Any], Any], mesh: Mesh
+    eval_step: EvalStep, eval_batches: Sequence[Any], prepare: Callable[[Any], Any]
 ) -> Callable[[Any], dict[str, float]]:
     """Builds `params -> metrics over all batches`, with the same times and noise at every call."""
     jitted = jax.jit(eval_step)
@@ -201,7 +202,7 @@ def _make_evaluate(
     def evaluate(params: Any) -> dict[str, float]:
         total: Any = None
         for number, batch in enumerate(eval_batches):
-            placed = prepare(rules.put_batch(batch, mesh))
+            placed = prepare(batch)
             new = metrics_lib.collect(jitted(params, placed, jax.random.fold_in(key, number)))
             total = new if total is None else metrics_lib.merge(total, new)
             jax.block_until_ready(total)
@@ -323,7 +324,6 @@ def _loop(
     run: _Run,
     state: TrainState,
     train_step: TrainStep,
-    mesh: Mesh,
     check_batch: Callable[[Any], None],
     prepare: Callable[[Any], Any],
 ) -> TrainState:
@@ -344,7 +344,7 @@ def _loop(
         while step < total:
             batch = next(run.dataset)
             check_batch(batch)
-            state, step_metrics = jitted(state, prepare(rules.put_batch(batch, mesh)), key)
+            state, step_metrics = jitted(state, prepare(batch), key)
             if previous is None:
                 log.progress.restart(step)
             step += 1

@@ -3,14 +3,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pytest
 
 from process_gen.core.batch import measure
 from process_gen.core.configs import Config, DataConfig, GrammarConfig, ModelConfig
 from process_gen.core.encoder_sizes import VaeSizes
-from process_gen.core.errors import DataError
 from process_gen.core.grammar import Kind, to_segments
-from process_gen.core.trajectory import Trajectory
+from process_gen.core.trajectory import Step, Trajectory
+from process_gen.data import images
 from process_gen.data.packing import settings_key
 from process_gen.data.pictures import AS_THEY_ARE, picture_rule
 from process_gen.data.pipeline import patch_sizes
@@ -59,10 +58,36 @@ def test_without_a_size_nothing_changes():
     assert key != settings_key(GrammarConfig(), tokenizer, sizes, picture_rule(CONFIG))
 
 
-def test_a_picture_that_is_not_square_is_refused():
-    wide = Trajectory("x", mode="one_shot", final_image=np.zeros((32, 48, 3), np.uint8))
-    segments = to_segments(wide, GrammarConfig())
-    with pytest.raises(DataError, match="48x32 px"):
-        picture_rule(CONFIG)(segments)
-    kept = dataclasses.replace(CONFIG, data=DataConfig())
-    assert picture_rule(kept)(segments)[1].image.shape == (32, 48, 3)
+def test_pictures_of_any_shape_keep_their_aspect():
+    rng = np.random.default_rng(0)
+
+    def sizes_of(config, height, width):
+        picture = rng.integers(0, 256, (height, width, 3), np.uint8)
+        step = Step("<ins>a</ins><des>a</des>", picture, "fine")
+        segments = to_segments(Trajectory("x", steps=(step,), final_image=picture), GrammarConfig())
+        found = picture_rule(config)(segments)
+        outline = picture_rule(config)(segments, blank=True)
+        assert [None if s.image is None else s.image.shape for s in found] == [
+            None if s.image is None else s.image.shape for s in outline
+        ]
+        by_kind = {s.kind: s.image.shape[:2] for s in found if s.image is not None}
+        return by_kind[Kind.CLEAN], by_kind[Kind.UND]
+
+    # Grids of 8 patches: latents of 4 px, from 16 to 32 px; understanding patches of 14 px.
+    free = dataclasses.replace(CONFIG, data=DataConfig())
+    assert sizes_of(free, 100, 50) == ((32, 16), (56, 28))
+    assert sizes_of(free, 24, 30) == ((24, 32), (28, 42))  # 30 rounds to 28 or 32: half to even
+    assert sizes_of(free, 8, 8) == ((16, 16), (28, 28))
+    # A given size is that of the long side.
+    assert sizes_of(CONFIG, 100, 50) == ((16, 8), (56, 28))
+    assert sizes_of(CONFIG, 8, 8) == ((16, 16), (28, 28))
+
+
+def test_the_release_takes_the_sizes_of_the_specification():
+    model = dataclasses.replace(
+        MODEL, latent_grid=64, und_grid=70, vae=VaeSizes(), codec_channels=16
+    )
+    rule = picture_rule(Config(model=model))
+    assert (rule.latent, rule.und) == (images.VAE, images.VIT_EDIT)
+    for before, after in (((640, 480), (688, 512)), ((1920, 1080), (1024, 576))):
+        assert rule.latent.size(*before) == after

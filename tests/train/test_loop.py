@@ -165,8 +165,8 @@ def test_batches_are_prepared_for_training_and_for_validation(tmp_path):
             return {"x": super().__next__()["x"] / 2}
 
     def doubled(batch):
-        assert isinstance(batch["x"], jax.Array)  # on its devices already
-        return {"x": batch["x"] * 2}
+        assert isinstance(batch["x"], np.ndarray)  # not on its devices yet
+        return {"x": jnp.asarray(batch["x"] * 2)}
 
     held_out = [next(Numbers())]
     plain = run(tmp_path / "a", config, eval_batches=held_out)
