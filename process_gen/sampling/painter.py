@@ -117,12 +117,14 @@ class Painter:
         size: tuple[int, int] | None = None,
         images: Sequence[Image] = (),
         stop: Callable[[], bool] | None = None,
+        unfinished: bool = False,
         **settings: Any,
     ) -> Iterator[Trajectory]:
         """Yields paintings as they are finished, in no particular order; see `paint`.
 
         `stop` is asked between calls to the device; once it answers True, what is under way is
-        closed as "stopped" and nothing new is begun.
+        closed as "stopped" and nothing new is begun. With `unfinished`, a painting comes after each
+        of its parts too, its `finish_reason` still None; modes process and one_shot only.
         """
         check_mode(self.config, mode, len(images))
         if num < 1:
@@ -154,7 +156,9 @@ class Painter:
                 size,
             ).run()
         programs = self._bound(sampler, picture_size)
-        return Studio(programs, self.weights, self._tokenizer, mode, seed, requests, stop).run()
+        return Studio(
+            programs, self.weights, self._tokenizer, mode, seed, requests, stop, unfinished
+        ).run()
 
     def _given(self, prompt: Prompt, mode: str, size: tuple[int, int]) -> tuple[Given, ...]:
         if not isinstance(prompt, Trajectory) or not prompt.steps:

@@ -35,6 +35,7 @@ class Studio:
         seed: int,
         requests: Iterator[Request],
         stop: Callable[[], bool],
+        unfinished: bool = False,
     ):
         """Args: see `Painter.stream`; requests are taken as rows become free."""
         self.programs, self.weights, self.tokenizer = programs, weights, tokenizer
@@ -57,6 +58,8 @@ class Studio:
             Next.IMAGE: collections.deque(),
         }
         self.done: list[Painting] = []
+        self.unfinished = unfinished
+        self.changed: list[Painting] = []
 
     def run(self) -> Iterator[Trajectory]:
         """Yields paintings as they are finished."""
@@ -81,8 +84,9 @@ class Studio:
                     work = self.queues[queue]
                     rows = [work.popleft() for _ in range(min(self.batch, len(work)))]
                     (self._write_texts if queue is Next.TEXT else self._paint)(rows)
-            for painting in self.done:
+            for painting in (*self.changed, *self.done):
                 yield painting.trajectory(time.monotonic())
+            self.changed.clear()
             self.done.clear()
             waiting = self.texts or self.pictures or any(self.queues.values())
             if exhausted and not waiting:
@@ -114,7 +118,10 @@ class Studio:
             self.visible_to[row] = PAD_ORDER
             self.free.append(row)
             self.done.append(painting)
-        elif painting.given:
+            return
+        if self.unfinished:
+            self.changed.append(painting)
+        if painting.given:
             self._hand(row, painting, painting.given.popleft())
         else:
             self.queues[painting.wants].append((row, painting))

@@ -136,6 +136,15 @@ def test_many_at_once_beside_plain_prompts(painter, whole):
     assert all(np.array_equal(t.steps[0].sketch, whole.steps[0].sketch) for t in out[1:])
 
 
+def test_a_painting_can_be_watched(painter, whole):
+    seen = list(painter.stream([PROMPT], seed=5, unfinished=True))
+    assert [t.finish_reason for t in seen] == [None] * (len(seen) - 1) + [whole.finish_reason]
+    parts = [len(given_parts(t)) for t in seen]
+    assert parts == list(range(len(seen) - 1)) + [parts[-1]] and parts[-1] >= len(seen) - 2
+    assert seen[-1].steps[0].plan == whole.steps[0].plan
+    assert len(list(painter.stream([PROMPT], seed=5))) == 1
+
+
 def test_what_does_not_follow_is_refused(painter, whole):
     plan = whole.steps[0].plan
     gap = Trajectory(PROMPT, steps=(Step(plan), Step(plan)))
