@@ -41,7 +41,7 @@ EXTRAS = {
     "tpu": [f"jax[tpu]{JAX}"],
     "cuda": [f"jax[cuda12]{JAX}"],
     "tensorboard": ["tensorboard>=2.20,<3"],
-    "remote": ["openai>=3,<4"],
+    "remote": ["openai>=3,<4", "jsonschema>=4.25,<5"],
     "app": ["gradio>=6,<7"],
     "dev": [
         "hypothesis>=6.130,<7",
@@ -70,6 +70,7 @@ setup(
     package_data={
         "process_gen": [
             "data/assets/*.json",
+            "curation/templates/*.j2",
             *(f"report/**/*.{suffix}" for suffix in ("html", "j2", "css", "js")),
         ]
     },
