@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from process_gen.core.errors import DataError
@@ -114,6 +114,12 @@ def geneval_include(graph: SceneGraph) -> list[dict[str, Any]]:
             item["position"] = [GENEVAL_RELATIONS[edge.relation], order.index(edge.target)]
         items.append(item)
     return items
+
+
+def agrees(graph: SceneGraph, include: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a graph says what an `include` of GenEval does; keys of other schemas are ignored."""
+    keys = ("class", "count", "color", "position")
+    return geneval_include(graph) == [{k: item[k] for k in keys if k in item} for item in include]
 
 
 def _without_frame(tokens: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 
 from process_gen.core.errors import DataError
 from process_gen.curation.plurals import is_plural, singular
-from process_gen.curation.prompt_graph import RuleParser, geneval_include, read_prompt
+from process_gen.curation.prompt_graph import RuleParser, agrees, geneval_include, read_prompt
 from process_gen.curation.protocols import Edge, Failed, Node, SceneGraph
 
 # GenEval's 553 prompts (MIT, see LICENSE beside them).
@@ -19,9 +19,9 @@ COLORS = "red orange yellow green blue purple pink brown black white".split()
 
 def agreement(rows):
     """Share of rows whose graph equals `include`, and the prompts where it does not."""
-    wrong = [
-        r["prompt"] for r in rows if geneval_include(read_prompt(r["prompt"]).graph) != r["include"]
-    ]
+    graphs = [read_prompt(row["prompt"]).graph for row in rows]
+    pairs = zip(graphs, rows, strict=True)
+    wrong = [row["prompt"] for graph, row in pairs if not agrees(graph, row["include"])]
     return 1 - len(wrong) / len(rows), wrong
 
 
