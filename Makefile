@@ -39,7 +39,7 @@ $(VENV)/.installed: setup.py pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the development tools into $(VENV)"
-	@$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[dev,remote]'
 	@touch $@
 
 demo: $(VENV)/.installed
