@@ -42,7 +42,8 @@ def _scores(files: list[str]) -> dict[str, Any]:
             raise ConfigError(f"--scores={name} is not what launch.evaluate writes: {error}") from (
                 error
             )
-        found[f"{suite}, {mode}"] = scores
+        # A path of the machine that painted would mean nothing elsewhere.
+        found[f"{suite}, {mode}"] = {k: v for k, v in scores.items() if k != "checkpoint"}
     return found
 
 
@@ -69,7 +70,6 @@ def main(values: flags.FlagValues) -> None:
     config = dataclasses.replace(
         painter.config,
         sampler=build(SamplerConfig, settings, "sampler"),
-        # A path of the machine that trained it would mean nothing elsewhere.
         train=dataclasses.replace(painter.config.train, init_from=""),
         data=dataclasses.replace(painter.config.data, sources=DataConfig().sources),
     )
