@@ -144,6 +144,9 @@ def test_what_never_gets_better_is_given_up_and_not_kept(options):
         assert failed == ["server error", "malformed JSON", "refused", "refused"]
         tries = [server.count(name) for name in ("500", "no json", "bad question", "refused")]
         assert tries == [4, 4, 1, 1], "what is refused is not asked again"
+        with RemoteClient(options(server)) as client:
+            often = RemoteJudge(client).check(steps(["a cow [bad question]"] * 200))
+        assert len(set(often)) == 1 and server.count("bad question") == 2, "a repeated question"
         server.behave = lambda text, number: "good"
         with RemoteClient(options(server)) as client:
             repaired = RemoteJudge(client).check(steps(prompts))
