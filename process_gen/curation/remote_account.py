@@ -51,6 +51,7 @@ class Account:
         self._lock = threading.Lock()
         self._counts: dict[str, collections.Counter[str]] = {}
         self._reasons: dict[tuple[str, str], collections.Counter[str]] = {}
+        self._drained: collections.Counter[str] = collections.Counter()
 
     def count(self, kind: str, event: str, reason: str = "") -> None:
         """Counts an event; with a reason ("timeout") also by that."""
@@ -74,6 +75,21 @@ class Account:
         """Answers that the server gave and that were good."""
         with self._lock:
             return sum(counts["answered"] for counts in self._counts.values())
+
+    def drain(self) -> collections.Counter[str]:
+        """The counts since the last call, flat ("judge answered", "judge faults: timeout").
+
+        For tallies that are summed over shards and machines; `report` is not changed by it.
+        """
+        with self._lock:
+            now: collections.Counter[str] = collections.Counter()
+            for kind, counts in self._counts.items():
+                now.update({f"{kind} {name}": n for name, n in counts.items()})
+            for (kind, event), reasons in self._reasons.items():
+                now.update({f"{kind} {event}: {reason}": n for reason, n in reasons.items()})
+            fresh = now - self._drained
+            self._drained = now
+            return fresh
 
     def report(self) -> dict[str, Any]:
         """Plain JSON: {kind: {"asked", "cached", "answered", "faults", "failed", ...}, "cost"}."""

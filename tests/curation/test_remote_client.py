@@ -250,6 +250,12 @@ def test_costs_are_added_up(options):
         RemoteJudge(client).check(steps(["a dog", "a cat [no json]"]))
         RemoteDrafter(client).draw(drawings(["a cow"]))
         report = client.account.report()
+        tally = client.account.drain()
+        assert client.account.drain() == {}
+        RemoteJudge(client).check(steps(["a dog"]))
+        assert client.account.drain() == {"judge asked": 1, "judge cached": 1}
+    assert tally["judge faults: malformed JSON"] == tally["draw pictures"] == 1
+    assert tally["judge input_tokens"] == 300
     assert report["kinds"]["judge"]["input_tokens"] == 300, "a rejected answer was paid too"
     assert report["kinds"]["draw"]["pictures"] == 1
     assert report["cost"] == pytest.approx((305 * 1000 + 80 * 2000) / 1e6 + 0.25)
