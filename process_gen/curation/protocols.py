@@ -30,10 +30,12 @@ class Failed:
     Attributes:
       reason: what is counted; a few words that are the same for all failures of a kind ("timeout").
       detail: of this one, for the log.
+      fault: of a judge that knows there is one, but cannot put it into words.
     """
 
     reason: str
     detail: str = ""
+    fault: Fault | None = None
 
 
 # ---- scene graphs --------------------------------------------------------------------------------
@@ -206,6 +208,8 @@ class CheckRequest:
       plan: of the step, ``<ins>..</ins><des>..</des>``.
       picture: its sketch; None asks for the plan's consistency with the prompt alone.
       seed: for a judge that draws at random.
+      said, replanned: what the painter itself wrote of it, inspection and re-emitted plan; None
+        where it wrote none.
     """
 
     prompt: str
@@ -214,6 +218,8 @@ class CheckRequest:
     plan: str
     picture: Image | None
     seed: int = 0
+    said: str | None = None
+    replanned: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

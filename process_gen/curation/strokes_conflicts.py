@@ -130,10 +130,14 @@ def find_conflict(
         canvas = {number: kept for number, kept in canvas.items() if kept != entry}
     for item, holds in change.new:
         if holds and _group_of(groups, item) is not None:
-            return Failed("a placeholder of a kind that the prompt asks for")
+            return Failed("a placeholder of a kind that the prompt asks for", fault="conflict")
     new = [item for item, holds in change.new if not holds]
     if change.operation == "swap" or not new:
-        return None if _fits(groups, after) else Failed("a plan that moves a thing to a wrong side")
+        return (
+            None
+            if _fits(groups, after)
+            else Failed("a plan that moves a thing to a wrong side", fault="conflict")
+        )
     found = _find(story, canvas, new, rng)
     if found is None or isinstance(found, Failed):
         return found
@@ -141,7 +145,7 @@ def find_conflict(
     state = [found.moved.get(entry, entry) for entry in kept]
     state += [(item, False) for item in found.right]
     if not _fits(groups, state):
-        return Failed("two conflicts in one plan")
+        return Failed("two conflicts in one plan", fault="conflict")
     old = [item for item, _ in change.gone]
     kind = found.right[0].color, found.right[0].shape
     instruction = phrases.change(old, kind) if old else phrases.add(found.right)
@@ -189,7 +193,7 @@ def _find(
         said = faults.too_many(extra, group.count, group.color, group.shape)
         return _Found("count", said, [item for item in new if item is not extra])
     if own is not None and left[own]:
-        return Failed("a plan with several objects too many")
+        return Failed("a plan with several objects too many", fault="conflict")
     return _wrong_kind(story, left, new)
 
 
@@ -200,7 +204,7 @@ def _wrong_kind(story: Story, left: list[int], new: list[SceneObject]) -> _Found
     by_color = [i for i in open_ if groups[i].color in (None, first.color)]
     meant = by_shape if len(by_shape) == 1 else by_color if len(by_color) == 1 else open_
     if len(meant) != 1 or len(new) > left[meant[0]]:
-        return Failed("a plan of which it is unclear what was meant")
+        return Failed("a plan of which it is unclear what was meant", fault="conflict")
     group = groups[meant[0]]
     color = group.color or first.color
     right = [recolored(item, color, group.shape) for item in new]
@@ -253,7 +257,7 @@ def _exchanged(
         if story.group_of.get(number) == index and not entry[1]
     ]
     if len(new) != 1 or len(fixed) != 1:
-        return Failed("a plan that cannot be put right")
+        return Failed("a plan that cannot be put right", fault="conflict")
     (item,), ((other, _),) = new, fixed
     why, _ = faults.wrong_side(new, [], relation, story.groups[index])
     moved = {fixed[0]: (at(other, item.cell), False)}

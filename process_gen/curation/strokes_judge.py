@@ -7,6 +7,7 @@ command for each, joined by "and". What these words cannot say is a `Failed` wit
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
@@ -61,11 +62,14 @@ class OracleJudge:
         rng = np.random.default_rng(request.seed)
         conflict = find_conflict(groups, before, after, change, rng)
         if isinstance(conflict, Failed):
-            return Failed(conflict.reason, request.plan)
+            return dataclasses.replace(conflict, detail=request.plan)
         reading = None if request.picture is None else read(request.picture)
         if conflict is not None:
             if reading is not None and _differs(reading, after):
-                return Failed("a plan that contradicts the prompt, and a sketch of something else")
+                return Failed(
+                    "a plan that contradicts the prompt, and a sketch of something else",
+                    fault="conflict",
+                )
             said = f"{phrases.NO_FIT_PROMPT} {conflict.why}."
             return Verdict(
                 _seen(reading) + said, "conflict", conflict.command, conflict.plan, conflict.kind
@@ -81,12 +85,12 @@ class OracleJudge:
     ) -> Verdict | Failed:
         seen = objects_of(reading)
         if any(count > 1 for count in Counter((o.color, o.shape, o.cell) for o in seen).values()):
-            return Failed("two alike in one cell")
+            return Failed("two alike in one cell", fault="misalignment")
         found = differences([item for item, _ in after], seen)
         if not found:
-            return Failed("marks that are no object")
+            return Failed("marks that are no object", fault="misalignment")
         if len(found) > self.max_faults:
-            return Failed("too many faults in one sketch")
+            return Failed("too many faults in one sketch", fault="misalignment")
         older = {item.cell for item, _ in before} & {
             item.cell for item, holds in after if (item, holds) in before
         }

@@ -5,6 +5,8 @@
       trajectories-00000-of-00004.array_record   a record is `core.trajectory.to_json` as UTF-8 JSON
 
 ArrayRecord gives random access without reading what lies before, which a packed plan needs.
+`write_folder` deals records out to its shards in turn (format 1). `curation.engine` gives each
+shard a run of consecutive ones (format 2), so that shards can be made apart from each other.
 """
 
 from __future__ import annotations
@@ -25,12 +27,36 @@ from process_gen.core.errors import DataError
 from process_gen.core.trajectory import Trajectory, from_json, to_json
 
 MANIFEST = "manifest.json"
-FOLDER_FORMAT = 1
+DEALT, CONSECUTIVE = 1, 2  # formats, by how records are spread over shards
 
 
-def _file_hash(path: Path) -> str:
+def to_line(trajectory: Trajectory) -> bytes:
+    """A record.
+
+    Raises:
+      DataError: a text holds half a surrogate pair, which UTF-8 cannot say.
+    """
+    try:
+        return json.dumps(to_json(trajectory), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"a text is no valid Unicode: {error}") from error
+
+
+def open_shard(path: Path) -> ArrayRecordWriter:
+    """A local shard to write records to; `close` it in the end."""
+    return ArrayRecordWriter(str(path), "group_size:1")
+
+
+def shard_name(number: int, shards: int) -> str:
+    """File name of a shard."""
+    return f"trajectories-{number:05d}-of-{shards:05d}.array_record"
+
+
+def shard_entry(path: Path, count: int) -> dict[str, Any]:
+    """What a manifest says of a closed local shard with `count` records."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": path.name, "count": count, "bytes": path.stat().st_size, "sha256": digest}
 
 
 def write_folder(
@@ -59,30 +85,21 @@ def write_folder(
     if target.exists() and any(target.iterdir()):
         raise DataError(f"{folder} is not empty; give a new folder")
     target.mkdir(parents=True, exist_ok=True)
-    names = [f"trajectories-{i:05d}-of-{shards:05d}.array_record" for i in range(shards)]
+    names = [shard_name(i, shards) for i in range(shards)]
     counts = [0] * shards
     # The writer knows local files only, so shards are made beside and then copied.
     with tempfile.TemporaryDirectory() as scratch:
         paths = [Path(scratch) / name for name in names]
-        writers = [ArrayRecordWriter(str(path), "group_size:1") for path in paths]
+        writers = [open_shard(path) for path in paths]
         for i, trajectory in enumerate(trajectories):
-            line = json.dumps(to_json(trajectory), ensure_ascii=False)
-            writers[i % shards].write(line.encode())
+            writers[i % shards].write(to_line(trajectory))
             counts[i % shards] += 1
         for writer in writers:
             writer.close()
         manifest: dict[str, Any] = {
-            "format": FOLDER_FORMAT,
+            "format": DEALT,
             "count": sum(counts),
-            "shards": [
-                {
-                    "file": path.name,
-                    "count": count,
-                    "bytes": path.stat().st_size,
-                    "sha256": _file_hash(path),
-                }
-                for path, count in zip(paths, counts, strict=True)
-            ],
+            "shards": [shard_entry(path, n) for path, n in zip(paths, counts, strict=True)],
             **(extra or {}),
         }
         for path in paths:
@@ -93,50 +110,92 @@ def write_folder(
     return json.loads(text)
 
 
-def read_manifest(folder: str) -> dict[str, Any]:
+def read_manifest(folder: str, strict: bool = True) -> dict[str, Any]:
     """The manifest of a trajectory folder.
 
+    Args:
+      folder: written by `write_folder`.
+      strict: whether all shards must be there and of the right size.
+
     Raises:
-      DataError: there is none, it is damaged, or its shards are missing or of another size.
+      DataError: there is none, or it is damaged; under `strict`, a shard is too.
     """
     path = epath.Path(folder) / MANIFEST
     try:
         manifest = json.loads(path.read_text())
-        if manifest["format"] != FOLDER_FORMAT:
+        if manifest["format"] not in (DEALT, CONSECUTIVE):
             raise DataError(
-                f"{path}: folder format {manifest['format']!r}; this code reads {FOLDER_FORMAT}"
+                f"{path}: folder format {manifest['format']!r}; this code reads {DEALT} and "
+                f"{CONSECUTIVE}"
             )
-        for shard in manifest["shards"]:
-            file = path.parent / shard["file"]
-            size = file.stat().length
-            if size != shard["bytes"]:
-                raise DataError(f"{file} has {size} bytes, its manifest says {shard['bytes']}")
+        for shard in manifest["shards"] if strict else ():
+            if wrong := _wrong_size(path.parent / shard["file"], shard["bytes"]):
+                raise DataError(wrong)
         return manifest
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(f"{folder} is not a trajectory folder: {error!r}") from error
 
 
-class TrajectoryFolder:
-    """Random access to the trajectories of a folder, in the order in which they were written."""
+def _wrong_size(file: epath.Path, wanted: int) -> str:
+    """What is wrong with a shard's size; empty when nothing is."""
+    if not file.exists():
+        return f"{file} is missing"
+    size = file.stat().length
+    return f"{file} has {size} bytes, its manifest says {wanted}" if size != wanted else ""
 
-    def __init__(self, folder: str):
+
+def _open_shard(file: epath.Path, shard: Mapping[str, Any]) -> ArrayRecordDataSource | str:
+    """An opened shard, or what is wrong with it."""
+    if wrong := _wrong_size(file, shard["bytes"]):
+        return wrong
+    try:
+        records = ArrayRecordDataSource([str(file)])
+        count = len(records)
+    except Exception as error:  # ArrayRecord's native reader raises bare RuntimeError.
+        return f"{file} is damaged: {error}"
+    if count != shard["count"]:
+        return f"{file} holds {count} records, its manifest says {shard['count']}"
+    return records
+
+
+class TrajectoryFolder:
+    """Random access to the trajectories of a folder, in the order in which they were written.
+
+    Attributes:
+      folder: its path.
+      manifest: what its manifest says.
+      damaged: what is wrong with shards that cannot be read, by file name; empty under `strict`.
+    """
+
+    def __init__(self, folder: str, strict: bool = True):
         """Opens a folder.
+
+        Args:
+          folder: written by `write_folder`.
+          strict: whether a shard that cannot be read is an error here, or each of its records is
+            one when it is asked for.
 
         Raises:
           DataError: see `read_manifest`; or the shards hold another number of records.
         """
         self.folder = folder
-        self.manifest = read_manifest(folder)
-        shards = self.manifest["shards"]
-        paths = [str(epath.Path(folder) / shard["file"]) for shard in shards if shard["count"]]
-        self._records = ArrayRecordDataSource(paths) if paths else None
-        stored = len(self._records) if self._records is not None else 0
-        if stored != self.manifest["count"]:
+        self.manifest = read_manifest(folder, strict)
+        opened = {
+            shard["file"]: _open_shard(epath.Path(folder) / shard["file"], shard)
+            for shard in self.manifest["shards"]
+            if shard["count"]
+        }
+        self.damaged = {file: what for file, what in opened.items() if isinstance(what, str)}
+        if strict and self.damaged:
+            raise DataError(next(iter(self.damaged.values())))
+        counted = sum(shard["count"] for shard in self.manifest["shards"])
+        if counted != self.manifest["count"]:
             raise DataError(
-                f"{folder} holds {stored} records, its manifest says {self.manifest['count']}"
+                f"{folder}: its manifest says {self.manifest['count']} records, its shards {counted}"
             )
-        counts = [shard["count"] for shard in shards]
-        self._shards = len(shards)
+        self._shards = [opened.get(shard["file"], "") for shard in self.manifest["shards"]]
+        self._dealt = self.manifest["format"] == DEALT
+        counts = [shard["count"] for shard in self.manifest["shards"]]
         self._first = np.concatenate([[0], np.cumsum(counts)])
 
     def __len__(self) -> int:
@@ -149,11 +208,18 @@ class TrajectoryFolder:
         Raises:
           DataError: the record is damaged; the text says which one and why.
         """
-        if not 0 <= index < len(self) or self._records is None:
+        if not 0 <= index < len(self):
             raise DataError(f"{self.folder}: no record {index}, it holds {len(self)}")
-        row = int(self._first[index % self._shards]) + index // self._shards
+        if self._dealt:
+            number, row = index % len(self._shards), index // len(self._shards)
+        else:
+            number = int(np.searchsorted(self._first, index, side="right")) - 1
+            row = index - int(self._first[number])
+        shard = self._shards[number]
+        if isinstance(shard, str):
+            raise DataError(f"{self.folder}, record {index}: {shard}")
         try:
-            return from_json(json.loads(self._records[row]))
+            return from_json(json.loads(shard[row]))
         except Exception as error:  # ArrayRecord's native reader raises bare RuntimeError.
             raise DataError(f"{self.folder}, record {index}: {error}") from error
 
