@@ -190,9 +190,8 @@ class TrajectoryFolder:
             raise DataError(next(iter(self.damaged.values())))
         counted = sum(shard["count"] for shard in self.manifest["shards"])
         if counted != self.manifest["count"]:
-            raise DataError(
-                f"{folder}: its manifest says {self.manifest['count']} records, its shards {counted}"
-            )
+            said = self.manifest["count"]
+            raise DataError(f"{folder}: its manifest says {said} records, its shards {counted}")
         self._shards = [opened.get(shard["file"], "") for shard in self.manifest["shards"]]
         self._dealt = self.manifest["format"] == DEALT
         counts = [shard["count"] for shard in self.manifest["shards"]]
