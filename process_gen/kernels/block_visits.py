@@ -8,12 +8,18 @@ so whoever visits it still applies `core.attention_mask.may_attend` to every pai
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
+
+# A running maximum starts at FLOOR; hidden scores lie so far below it that their weight is exactly
+# 0, whatever the maximum, and no infinity ever meets another one.
+FLOOR, HIDDEN = -1e30, -1e38
+
+PAIR_BITS = 16
 
 
 def visited_blocks(
@@ -42,16 +48,41 @@ def _reduced(reduce: Any, x_BxS: jax.Array, block: int, fill: int) -> jax.Array:
     return reduce(padded.reshape(b, -1, block), -1)
 
 
-def visit_lists(visited_BxIxJ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For every block i the blocks j to visit, in ascending order.
+def visit_lists(visited_IxJ: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For every block i the blocks j to visit: ``int32[I, J]``, and how many, ``int32[I]``."""
+    count_I = visited_IxJ.sum(-1, dtype=jnp.int32)
+    return jnp.argsort(~visited_IxJ, axis=-1, stable=True).astype(jnp.int32), count_I
 
-    Returns:
-      ``int32[B, I, J]`` blocks; behind the last one it is repeated, so that a pipeline that fetches
-      ahead fetches nothing new (a list without visits is filled with one block, whichever);
-      ``int32[B, I]`` the number of visits.
+
+class Walks(NamedTuple):
+    """All visits of a row's blocks in one line, block after block, for `parts` walkers.
+
+    Attributes:
+      pairs_BxPxN: int32 ``i << 16 | j``; behind the last visit it is repeated, so that nothing new
+        is fetched.
+      count_BxP: int32 visits of each walker; at least one for each of its blocks.
     """
-    count_BxI = visited_BxIxJ.sum(-1, dtype=jnp.int32)
-    blocks = jnp.argsort(~visited_BxIxJ, axis=-1, stable=True).astype(jnp.int32)
-    step = jnp.arange(visited_BxIxJ.shape[-1], dtype=jnp.int32)
-    at = jnp.minimum(step[None, None], jnp.maximum(count_BxI - 1, 0)[..., None])
-    return jnp.take_along_axis(blocks, at, -1), count_BxI
+
+    pairs_BxPxN: jax.Array
+    count_BxP: jax.Array
+
+
+def walks(visited_BxIxJ: jax.Array) -> Walks:
+    """Deals the blocks i in turn to two walkers (one, if there is one block).
+
+    A block that has nothing to visit visits j = 0 all the same: somebody has to write its zeros.
+    """
+    _, blocks, others = visited_BxIxJ.shape
+    parts = min(2, blocks)
+    visited = visited_BxIxJ.at[..., 0].set(visited_BxIxJ[..., 0] | ~visited_BxIxJ.any(-1))
+    fill = -blocks % parts
+    visited = jnp.pad(visited, ((0, 0), (0, fill), (0, 0)))
+    own_BxPxIxJ = visited.reshape(-1, (blocks + fill) // parts, parts, others).swapaxes(1, 2)
+    visited_BxPxN = own_BxPxIxJ.reshape(*own_BxPxIxJ.shape[:2], -1)
+    count_BxP = visited_BxPxN.sum(-1, dtype=jnp.int32)
+    n = jnp.argsort(~visited_BxPxN, axis=-1, stable=True).astype(jnp.int32)
+    at = jnp.minimum(jnp.arange(n.shape[-1])[None, None], count_BxP[..., None] - 1)
+    n = jnp.take_along_axis(n, at, -1)
+    part = jnp.arange(parts, dtype=jnp.int32)[None, :, None]
+    i, j = n // others * parts + part, n % others
+    return Walks(i << PAIR_BITS | j, count_BxP)

@@ -19,6 +19,7 @@ def fold(q_BxSxHxDh: jax.Array, kv_heads: int) -> jax.Array:
 
 
 def unfold(o_BxKxRxDh: jax.Array, s: int) -> jax.Array:
+    """The inverse of `fold`, with `s` queries: ``[B, S, H, Dh]``."""
     b, kv_heads, rows, dh = o_BxKxRxDh.shape
     group = rows // s
     o = o_BxKxRxDh.reshape(b, kv_heads, group, s, dh).transpose(0, 3, 1, 2, 4)

@@ -45,7 +45,7 @@ def per_shard(implementation: Attention) -> Attention:
             in_specs=(
                 query,
                 PartitionSpec(rows, queries),
-                tuple(KeyBlock(key, key, interval, interval) for _ in blocks),
+                tuple(KeyBlock._make((key, key, interval, interval)) for _ in blocks),
             ),
             out_specs=query,
             check_vma=False,  # a Pallas call does not say over which axes its results vary
