@@ -28,9 +28,11 @@ HEAD_DIM = "head_dim"
 MLP = "mlp"
 VOCAB = "vocab"
 PATCH = "patch"
+RANK = "rank"  # of an adapter
 BATCH = "batch"
 SEQUENCE = "sequence"
 
 LOGICAL_AXES = (
-    LAYERS, EMBED, EMBED_OUT, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, PATCH, BATCH, SEQUENCE,
+    LAYERS, EMBED, EMBED_OUT, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, PATCH, RANK, BATCH,
+    SEQUENCE,
 )  # fmt: skip

@@ -21,6 +21,8 @@ class LossConfig:
       t_mean, t_std: t = sigmoid(normal(t_mean, t_std)), t = 1 being noise.
       timestep_shift: s in t <- s t / (1 + (s - 1) t).
       min_t: floor of the divisor when an x0 head's output is turned into a velocity.
+      vocab_chunk: columns of the vocabulary that are worked on at a time, so that no array of
+        tokens x vocabulary exists; 0 takes all at once, which is faster while that array is small.
     """
 
     ce_weight: float = 1.0
@@ -32,9 +34,11 @@ class LossConfig:
     t_std: float = 1.0
     timestep_shift: float = 1.0
     min_t: float = 0.05
+    vocab_chunk: int = 0
 
     def __post_init__(self) -> None:
         """Checks ranges."""
+        check(self.vocab_chunk >= 0, "loss.vocab_chunk must be >= 0")
         check(self.ce_weight >= 0 and self.mse_weight >= 0, "loss weights must be >= 0")
         positive(
             "loss",
@@ -57,20 +61,25 @@ class OptimizerConfig:
     """The update rule.
 
     Attributes:
-      name: "adamw", or "muon" for matrices inside the layers with AdamW for the rest.
+      name: "adamw", "muon" for matrices inside the layers with AdamW for the rest, or "adafactor",
+        which keeps the second moments of a large matrix as a row and a column.
       learning_rate: peak, for AdamW's leaves (and for Muon's, times `muon_scale`).
       schedule: shape after warm-up: "constant", "cosine" over all steps, or "linear" decay to
         `final_scale` over the last `decay_fraction`.
       weight_decay: decoupled, on matrices only.
       clip_norm: largest global gradient norm.
+      moment_dtype: of first moments; second ones are float32.
       ema_decay: of the averaged weights; 0 keeps none.
       ema_warmup: whether the decay rises to `ema_decay` from a low value, which forgets random
         initial weights; False uses it from the first step on, for weights that were trained.
+      ema_dtype: of the average. "bfloat16" is rounded stochastically.
+      ema_every: steps between its updates, each of which takes the decay to that power.
+      ema_memory: where it lies between updates, "device" or the memory of the "host".
       frozen: top-level names of weights that stay as they are, such as "und_encoder" or "embed".
-      accumulate: micro-batches a step.
+      accumulate: micro-batches a step, each a share of the rows.
     """
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Literal["adamw", "muon", "adafactor"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: int = 100
@@ -84,8 +93,12 @@ class OptimizerConfig:
     muon_scale: float = 1.0
     muon_beta: float = 0.95
     muon_steps: int = 5
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
     ema_decay: float = 0.999
     ema_warmup: bool = True
+    ema_dtype: Literal["float32", "bfloat16"] = "float32"
+    ema_every: int = 1
+    ema_memory: Literal["device", "host"] = "device"
     frozen: tuple[str, ...] = ()
     accumulate: int = 1
 
@@ -99,6 +112,7 @@ class OptimizerConfig:
             muon_scale=self.muon_scale,
             accumulate=self.accumulate,
             muon_steps=self.muon_steps,
+            ema_every=self.ema_every,
         )
         fraction(
             "optimizer",

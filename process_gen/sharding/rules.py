@@ -22,6 +22,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     axes.MLP: ("tensor",),  # columns of gate and up, rows of down
     axes.VOCAB: ("tensor",),  # rows of the embedding, columns of the head
     axes.PATCH: (),  # pixels or latents of a token: short
+    axes.RANK: (),  # of an adapter: short
     axes.BATCH: ("data", "fsdp"),  # fsdp devices see different rows, as ZeRO does
     axes.SEQUENCE: ("context",),  # tokens of a row
 }

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
-import optax
 from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -30,7 +29,7 @@ from process_gen.core.errors import ConfigError, ProcessGenError
 from process_gen.core.interrupts import Preempted, finish_on_interrupt
 from process_gen.sharding import rules
 from process_gen.train import metrics as metrics_lib
-from process_gen.train import progress, writers
+from process_gen.train import optimizer, progress, writers
 from process_gen.train import state as state_lib
 from process_gen.train.state import TrainState
 
@@ -75,7 +74,7 @@ def fit(
     workdir: epath.PathLike,
     *,
     fns: Any,
-    tx: optax.GradientTransformation,
+    tx: optimizer.UpdateRule,
     train_step: TrainStep,
     eval_step: EvalStep,
     dataset: Dataset,
@@ -120,7 +119,7 @@ def fit(
       TrainingError: a loss or a gradient is not finite.
     """
     started = time.monotonic()
-    rules.check_rows(config.data.rows, mesh)
+    _check_rows(config, mesh)
     hooks = dict(hooks or {})
     prepare = prepare or (lambda batch: rules.put_batch(batch, mesh))
     _check_best_metric(config.train.best_metric, hooks)
@@ -137,9 +136,7 @@ def fit(
             config=config,
             checkpoints=checkpoints,
             dataset=dataset,
-            evaluate=_make_evaluate(eval_step, eval_batches, prepare)
-            if eval_batches
-            else None,
+            evaluate=_make_evaluate(eval_step, eval_batches, prepare) if eval_batches else None,
             hooks=hooks,
             writer=writer,
             budget=progress.TimeBudget(config.train.minutes, started, settled),
@@ -155,6 +152,16 @@ def fit(
                 writer.close()
 
 
+def _check_rows(config: Config, mesh: Mesh) -> None:
+    rules.check_rows(config.data.rows, mesh)
+    parts, devices = config.optimizer.accumulate, rules.row_blocks(mesh)[1]
+    if config.data.rows % (parts * devices):
+        raise ConfigError(
+            f"data.rows={config.data.rows} cannot be dealt to {devices} device(s) in "
+            f"optimizer.accumulate={parts} parts; choose a multiple of {parts * devices}"
+        )
+
+
 def _check_best_metric(name: str, hooks: Mapping[str, Hook]) -> None:
     hook, slash, _ = name.partition("/")
     if slash and hook not in hooks:
@@ -166,25 +173,25 @@ def _first_state(
     config: Config,
     checkpoints: manager.CheckpointManager,
     fns: Any,
-    tx: optax.GradientTransformation,
+    tx: optimizer.UpdateRule,
     dataset: Dataset,
     mesh: Mesh,
 ) -> tuple[TrainState, bool]:
     """The state to start from, and whether its total comes from timing already."""
-    train, decay = config.train, config.optimizer.ema_decay
+    train = config.train
     # Before timing, enough steps to time.
     total = max(train.steps, 3 * progress.TimeBudget.interval) if train.minutes else train.steps
     if checkpoints.latest_step is None:
         key = jax.random.fold_in(jax.random.key(train.seed), 0)
-        state = state_lib.init_state(fns, tx, key, total, decay, mesh)
+        state = state_lib.init_state(fns, tx, key, total, mesh)
         if train.init_from:
             like = jax.tree.map(
                 lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding), state.params
             )
             _, params, _ = manager.load_for_sampling(train.init_from, "ema", like=like)
-            state = state_lib.with_weights(state, params)
+            state = state_lib.with_weights(state, params, config.optimizer)
         return state, False
-    abstract = state_lib.abstract_state(fns, tx, total, decay, mesh)
+    abstract = state_lib.abstract_state(fns, tx, total, mesh)
     trees, data, meta = checkpoints.restore(state_lib.to_parts(abstract))
     dataset.set_state(data)
     state = state_lib.from_parts(trees)
@@ -286,7 +293,7 @@ class _Run:
         found: dict[str, float] = {}
         for name in due:
             if name == "eval" and self.evaluate is not None:
-                values = self.evaluate(state.params if state.ema is None else state.ema)
+                values = self.evaluate(state_lib.averaged(state))
                 found.update(values)
             else:
                 values = dict(self.hooks[name].call(step, state) or {})

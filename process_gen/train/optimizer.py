@@ -6,15 +6,15 @@ that a schedule can follow a number of steps that is known only once a few of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from process_gen.core import axes
+from process_gen.core import axes, trees
 from process_gen.core.configs import OptimizerConfig
 from process_gen.core.errors import ConfigError
 
@@ -23,23 +23,79 @@ Schedule = Callable[[jax.Array, jax.Array], jax.Array]
 # Root mean square of a Muon update, which is about AdamW's: arXiv 2502.16982, section 2.2.
 _MUON_RMS = 0.2
 
+# Adafactor's own numbers: arXiv 1804.04235, sections 6 and 7.
+_FACTORED_DECAY = 0.8
+_FACTORED_CLIP = 1.0
 
-def make_optimizer(
-    config: OptimizerConfig, logical_axes: Any
-) -> tuple[optax.GradientTransformation, Schedule]:
-    """Builds the transformation of gradients and the schedule of its learning rate.
+
+class UpdateRule(NamedTuple):
+    """How weights are updated, and which.
+
+    Attributes:
+      init: weights to the state of the rule.
+      update: `(grads, state, weights) -> (updates, state)` at learning rate one, sign included.
+      trained: nested dict of the weights that are trained, a tuple of logical names a leaf. `grads`
+        and `updates` are like it; `init` and `update` take all weights or those.
+      settings: of the run; the `ema_...` values among them are the state's affair.
+    """
+
+    init: Callable[[Any], Any]
+    update: Callable[[Any, Any, Any], tuple[Any, Any]]
+    trained: dict[str, Any]
+    settings: OptimizerConfig
+
+
+def make_optimizer(config: OptimizerConfig, logical_axes: Any) -> tuple[UpdateRule, Schedule]:
+    """Builds the rule that turns gradients into updates, and the schedule of its learning rate.
 
     Clipping by the global norm comes first, then the direction, then decoupled weight decay on
     matrices (`is_matrix`). A leaf whose gradient is zero throughout is left alone, see
-    `skip_untouched`. `config.frozen` parts have neither updates nor moments.
+    `skip_untouched`. What is not `trainable` has neither updates nor moments. Everything is
+    computed in float32, whatever the type of weights and gradients.
 
     Args:
       config: the settings.
       logical_axes: nested dict with a tuple of logical names per weight.
 
     Returns:
-      `(tx, schedule)`. `tx.update` gives updates for learning rate 1, sign included.
-      `schedule(step, total_steps)` gives the rate of the update that makes step `step + 1`.
+      `(rule, schedule)`; `schedule(step, total_steps)` gives the rate of the update that makes step
+      `step + 1`.
+
+    Raises:
+      ConfigError: a frozen part that the model does not have, or nothing is left to train.
+    """
+    trained = trainable(config, logical_axes)
+    tx = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        _direction(config, trained),
+        # The direction is a descent already, so the decay carries the minus sign.
+        optax.add_decayed_weights(
+            -config.weight_decay, mask=jax.tree.map(is_matrix, trained, is_leaf=_is_names)
+        ),
+    )
+    tx = skip_untouched(tx)
+
+    def wide(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(jnp.float32), trees.take(tree, trained))
+
+    rule = UpdateRule(
+        init=lambda params: tx.init(wide(params)),
+        update=lambda grads, state, params: tx.update(wide(grads), state, wide(params)),
+        trained=trained,
+        settings=config,
+    )
+    return rule, make_schedule(config)
+
+
+def trainable(config: OptimizerConfig, logical_axes: Any) -> dict[str, Any]:
+    """The weights that are trained: all but the frozen parts, or the adapters where there are any.
+
+    Args:
+      config: the settings.
+      logical_axes: nested dict with a tuple of logical names per weight.
+
+    Returns:
+      The part of `logical_axes` that belongs to them.
 
     Raises:
       ConfigError: a frozen part that the model does not have, or nothing is left to train.
@@ -50,12 +106,19 @@ def make_optimizer(
             f"optimizer.frozen names {', '.join(map(repr, unknown))}; the model has "
             f"{', '.join(sorted(logical_axes))}"
         )
-    logical_axes = {k: v for k, v in logical_axes.items() if k not in config.frozen}
-    if not logical_axes:
+    parts = {name: part for name, part in logical_axes.items() if name not in config.frozen}
+    names = jax.tree.leaves(logical_axes, is_leaf=_is_names)
+    if any(axes.RANK in leaf for leaf in names):
+        parts = trees.select(parts, lambda path, leaf: axes.RANK in leaf)
+    if not parts:
         raise ConfigError("optimizer.frozen names every part of the model")
+    return parts
+
+
+def _direction(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTransformation:
     if config.name == "muon":
         # optax runs Nesterov momentum in both groups.
-        direction = optax.contrib.muon(
+        return optax.contrib.muon(
             learning_rate=config.muon_scale,
             ns_steps=config.muon_steps,
             beta=config.muon_beta,
@@ -65,37 +128,22 @@ def make_optimizer(
             adam_learning_rate=1.0,
             muon_weight_dimension_numbers=muon_dimensions(logical_axes),
             consistent_rms=_MUON_RMS,
+            mu_dtype=config.moment_dtype,
         )
-    else:
-        direction = optax.adam(1.0, b1=config.b1, b2=config.b2, eps=config.eps)
-    matrices = jax.tree.map(is_matrix, logical_axes, is_leaf=_is_names)
-    tx = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        direction,
-        # The direction is a descent already, so the decay carries the minus sign.
-        optax.add_decayed_weights(-config.weight_decay, mask=matrices),
-    )
-    return _only(logical_axes, skip_untouched(tx)), make_schedule(config)
-
-
-def hold(params: Any, frozen: Sequence[str]) -> Any:
-    """The weights with top-level parts held: no gradient goes there, so none is computed."""
-    held = {name: jax.lax.stop_gradient(params[name]) for name in frozen}
-    return {**params, **held} if held else params
-
-
-def _only(parts: Any, inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Updates the named top-level parts; the others get zeros and have no state."""
-
-    def pick(tree: Any) -> Any:
-        return {name: tree[name] for name in tree if name in parts}
-
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = inner.update(pick(grads), state, params and pick(params))
-        still = {k: jax.tree.map(jnp.zeros_like, v) for k, v in grads.items() if k not in parts}
-        return {**updates, **still}, state
-
-    return optax.GradientTransformation(lambda params: inner.init(pick(params)), update)
+    if config.name == "adafactor":
+        # The decay of second moments rises as in the paper, up to b2 (arXiv 2106.04560, 3.2).
+        return optax.chain(
+            optax.scale_by_factored_rms(
+                decay_rate=_FACTORED_DECAY,
+                decay_rate_fn=lambda step, rate: jnp.minimum(
+                    1.0 - (step + 1.0) ** -rate, config.b2
+                ),
+            ),
+            optax.clip_by_block_rms(_FACTORED_CLIP),
+            optax.ema(config.b1, accumulator_dtype=config.moment_dtype),
+            optax.scale(-1.0),
+        )
+    return optax.adam(1.0, b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.moment_dtype)
 
 
 def make_schedule(config: OptimizerConfig) -> Schedule:
@@ -125,10 +173,11 @@ def make_schedule(config: OptimizerConfig) -> Schedule:
 def is_matrix(names: tuple[str, ...]) -> bool:
     """Whether a weight multiplies the residual stream: two or more dimensions, `embed` among them.
 
-    The layer axis does not count. A bias kept as [L, heads, head_dim] is thus not a matrix.
+    The layer axis does not count. A bias kept as [L, heads, head_dim] is thus not a matrix. Nor is
+    a half of an adapter, which stands for a matrix only together with the other.
     """
     own = [name for name in names if name != axes.LAYERS]
-    return len(own) >= 2 and axes.EMBED in own
+    return len(own) >= 2 and axes.EMBED in own and axes.RANK not in own
 
 
 def muon_dimensions(logical_axes: Any) -> Any:
@@ -195,17 +244,6 @@ def skip_untouched(inner: optax.GradientTransformation) -> optax.GradientTransfo
         return updates, jax.tree.map(lambda t, n, o: jnp.where(t, n, o), flags, new_state, state)
 
     return optax.GradientTransformation(inner.init, update)
-
-
-def update_ema(ema: Any, params: Any, step: jax.Array, decay: float, warmup: bool = True) -> Any:
-    """The averaged weights (float32) after an update.
-
-    With `warmup` the decay starts low, `(1 + step) / (10 + step)`, and rises to `decay`, so that
-    the random initial weights are forgotten early in short runs too.
-    """
-    rising = (1.0 + step) / (10.0 + step) if warmup else 1.0
-    rate = jnp.minimum(decay, rising).astype(jnp.float32)
-    return jax.tree.map(lambda e, p: e + (1.0 - rate) * (p.astype(e.dtype) - e), ema, params)
 
 
 def _is_names(x: Any) -> bool:

@@ -12,8 +12,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from process_gen.core import trees
+from process_gen.core.configs import OptimizerConfig
 from process_gen.sharding import rules
-from process_gen.train import optimizer
+from process_gen.train import average, optimizer
+from process_gen.train.precision import store
 
 
 @jax.tree_util.register_dataclass
@@ -26,8 +29,9 @@ class TrainState:
       total_steps: int32 scalar, updates of the whole run. An array, because schedules follow it and
         a run with a time budget learns it only after its first steps, without compiling anew.
       params: nested dict of weights.
-      ema: nested dict like `params` in float32, or None where no average is kept.
-      opt_state: state of the transformation that `optimizer.make_optimizer` gives.
+      ema: nested dict of the averages of those that are trained, or None where none are kept; what
+        is not trained is its own average. `averaged` gives all of them.
+      opt_state: state of the rule that `optimizer.make_optimizer` gives.
     """
 
     step: jax.Array
@@ -37,43 +41,56 @@ class TrainState:
     opt_state: Any
 
 
-def make_state(
-    params: Any, tx: optax.GradientTransformation, total_steps: int, ema_decay: float
-) -> TrainState:
+def make_state(params: Any, rule: optimizer.UpdateRule, total_steps: int) -> TrainState:
     """The state before the first step. The average starts at the weights."""
+    trained = trees.take(params, rule.trained)
     return TrainState(
         step=jnp.int32(0),
         total_steps=jnp.int32(total_steps),
         params=params,
-        ema=jax.tree.map(lambda p: p.astype(jnp.float32), params) if ema_decay else None,
-        opt_state=tx.init(params),
+        ema=average.start(trained, rule.settings) if rule.settings.ema_decay else None,
+        opt_state=rule.init(params),
     )
 
 
 def abstract_state(
-    fns: Any, tx: optax.GradientTransformation, total_steps: int, ema_decay: float, mesh: Mesh
+    fns: Any, rule: optimizer.UpdateRule, total_steps: int, mesh: Mesh
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, as `jax.ShapeDtypeStruct`s; makes no array.
 
     Args:
       fns: `models.functional.ModelFns`; its `init` and `logical_axes` are used.
-      tx: from `optimizer.make_optimizer`.
+      rule: from `optimizer.make_optimizer`.
       total_steps: any number, for the shape only.
-      ema_decay: whether there is an average (0: none).
       mesh: from `sharding.mesh.make_mesh`.
     """
-    # No key is made either: under a mesh of devices that are only described there is no place for it.
-    shapes = jax.eval_shape(
-        lambda: make_state(fns.init(jax.random.key(0)), tx, total_steps, ema_decay)
-    )
+    # No key is made either: a mesh of devices that are only described has no place for one.
+    shapes = jax.eval_shape(lambda: make_state(fns.init(jax.random.key(0)), rule, total_steps))
     whole = rules.replicated(mesh)
     weights = rules.logical_to_sharding(fns.logical_axes, mesh, shapes.params)
+    trained = trees.take(weights, rule.trained)
+
+    kept = optimizer.map_param_like(trained, shapes.opt_state, whole)
+    mirrored = optimizer.map_param_like(
+        trees.take(shapes.params, rule.trained), shapes.opt_state, shapes.step
+    )
+    ema = None
+    if shapes.ema is not None:
+        ema = trained
+        if rule.settings.ema_memory == "host":
+            ema = jax.tree.map(lambda at: at.with_memory_kind(average.HOST_MEMORY), trained)
     shardings = TrainState(
         step=whole,
         total_steps=whole,
         params=weights,
-        ema=weights if ema_decay else None,
-        opt_state=optimizer.map_param_like(weights, shapes.opt_state, whole),
+        ema=ema,
+        # A factored moment has lost a dimension of its weight, and is small.
+        opt_state=jax.tree.map(
+            lambda leaf, weight, at: at if leaf.shape == weight.shape else whole,
+            shapes.opt_state,
+            mirrored,
+            kept,
+        ),
     )
     return jax.tree.map(
         lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings
@@ -81,19 +98,14 @@ def abstract_state(
 
 
 def init_state(
-    fns: Any,
-    tx: optax.GradientTransformation,
-    key: jax.Array,
-    total_steps: int,
-    ema_decay: float,
-    mesh: Mesh,
+    fns: Any, rule: optimizer.UpdateRule, key: jax.Array, total_steps: int, mesh: Mesh
 ) -> TrainState:
     """Makes the first state straight in its shards: no device or host ever holds it whole."""
-    abstract = abstract_state(fns, tx, total_steps, ema_decay, mesh)
+    abstract = abstract_state(fns, rule, total_steps, mesh)
     shardings = jax.tree.map(lambda s: s.sharding, abstract)
 
     def init(key: jax.Array) -> TrainState:
-        return make_state(fns.init(key), tx, total_steps, ema_decay)
+        return make_state(fns.init(key), rule, total_steps)
 
     return jax.jit(init, out_shardings=shardings)(key)
 
@@ -117,10 +129,29 @@ def from_parts(parts: Mapping[str, Any]) -> TrainState:
     )
 
 
-def with_weights(state: TrainState, params: Any) -> TrainState:
-    """The state starting from other weights; the average, if there is one, starts there too."""
-    # Copies: a step gives up the buffers of both trees, so they must not be the same ones.
-    ema = state.ema and jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+def averaged(state: TrainState) -> Any:
+    """The weights to measure and to paint with: averages where they are kept, on the devices."""
+    if state.ema is None:
+        return state.params
+    near = jax.tree.map(
+        lambda e, p: jax.device_put(e, p.sharding), state.ema, trees.take(state.params, state.ema)
+    )
+    return trees.overlay(state.params, near)
+
+
+def with_weights(state: TrainState, params: Any, settings: OptimizerConfig) -> TrainState:
+    """The state starting from other weights; the average, if there is one, starts there too.
+
+    Args:
+      state: any.
+      params: all weights, or a part of them; the others stay as they are.
+      settings: of the run.
+    """
+    params = trees.overlay(state.params, params)
+    ema = state.ema
+    if ema is not None:
+        new = average.start(trees.take(params, ema), settings)
+        ema = jax.tree.map(lambda e, old: jax.device_put(e, old.sharding), new, ema)
     return dataclasses.replace(state, params=params, ema=ema)
 
 
@@ -133,32 +164,35 @@ def with_total(state: TrainState, total_steps: int) -> TrainState:
 def advance(
     state: TrainState,
     grads: Any,
-    tx: optax.GradientTransformation,
+    rule: optimizer.UpdateRule,
     schedule: optimizer.Schedule,
-    ema_decay: float,
-    ema_warmup: bool = True,
+    key: jax.Array,
 ) -> tuple[TrainState, dict[str, tuple[jax.Array, jax.Array]]]:
     """Applies one update.
 
     Args:
       state: before the step.
-      grads: gradients of the loss, like `state.params`.
-      tx: transformation at learning rate one.
+      grads: gradients of the loss by the weights that are trained (or by all).
+      rule: of `optimizer.make_optimizer`.
       schedule: `(step, total_steps) -> learning rate`.
-      ema_decay: of the average; ignored where the state keeps none.
-      ema_warmup: whether the decay rises to it, see `optimizer.update_ema`.
+      key: of this step, for the rounding of weights that are not float32.
 
     Returns:
-      The state after the step, and the metrics `learning_rate` and `grad_norm` (before clipping),
-      each as (value, 1).
+      The state after the step, and the metrics `learning_rate` and `grad_norm` (before clipping, of
+      what is trained), each as (value, 1).
     """
+    grads = trees.take(grads, rule.trained)
+    grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    before = trees.take(state.params, rule.trained)
     rate = schedule(state.step, state.total_steps)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: (p + rate * u).astype(p.dtype), state.params, updates)
+    updates, opt_state = rule.update(grads, state.opt_state, before)
+    after = jax.tree.map(lambda p, u: p.astype(jnp.float32) + rate * u, before, updates)
+    key_weights, key_average = jax.random.split(key)
+    after = store(after, before, key_weights)
     ema = state.ema
     if ema is not None:
-        ema = optimizer.update_ema(ema, params, state.step, ema_decay, ema_warmup)
+        ema = average.update(ema, after, state.step, rule.settings, key_average)
     one = jnp.float32(1.0)
     metrics = {"learning_rate": (rate, one), "grad_norm": (optax.tree.norm(grads), one)}
-    new = TrainState(state.step + 1, state.total_steps, params, ema, opt_state)
-    return new, metrics
+    params = trees.overlay(state.params, after)
+    return TrainState(state.step + 1, state.total_steps, params, ema, opt_state), metrics

@@ -12,19 +12,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
+from process_gen.core import axes, trees
 from process_gen.core import flow_matching as flow
 from process_gen.core.batch import PackedBatch
 from process_gen.core.configs import Config, LossConfig
 from process_gen.losses import stages
 from process_gen.losses.flow import velocity_error
-from process_gen.losses.text import cross_entropy
+from process_gen.losses.text import cross_entropy, head_cross_entropy
 from process_gen.models.functional import ModelFns
 from process_gen.models.image_codecs import normalise
 from process_gen.models.unified import Streams
+from process_gen.sharding import rules
 from process_gen.train.latents import Latents, Pixels
-from process_gen.train.optimizer import Schedule, hold
+from process_gen.train.optimizer import Schedule, UpdateRule
 from process_gen.train.state import TrainState, advance
 
 Metrics = Mapping[str, tuple[jax.Array, jax.Array]]
@@ -98,11 +99,20 @@ def elementwise_losses(
     )
     target_BxGxP = flow.velocity_target(x0_BxGxP, draws.eps_BxGxP)
     return stages.Elements(
-        ce_BxT=cross_entropy(fns.logits(params, outputs.hidden_BxTxD), batch.label_BxT),
+        ce_BxT=_text_loss(fns, params, outputs.hidden_BxTxD, batch.label_BxT, config),
         ce_stage_BxT=jnp.where(batch.label_BxT >= 0, batch.label_stage_BxT, -1),
         mse_BxG=velocity_error(velocity_BxGxP, target_BxGxP),
         mse_stage_BxG=batch.target_stage_BxG,
     )
+
+
+def _text_loss(
+    fns: ModelFns, params: Any, hidden_BxTxD: jax.Array, label_BxT: jax.Array, config: Config
+) -> jax.Array:
+    if not config.loss.vocab_chunk:
+        return cross_entropy(fns.logits(params, hidden_BxTxD), label_BxT)
+    kernel = params["lm_head"]["kernel"].astype(hidden_BxTxD.dtype)
+    return head_cross_entropy(hidden_BxTxD, kernel, label_BxT, config.loss.vocab_chunk)
 
 
 def _counts(batch: PackedBatch) -> stages.Counts:
@@ -111,6 +121,7 @@ def _counts(batch: PackedBatch) -> stages.Counts:
 
 
 def _loss(
+    trained: Any,
     params: Any,
     batch: PackedBatch,
     draws: Draws,
@@ -121,8 +132,12 @@ def _loss(
     config: Config,
     latents: Latents,
 ) -> tuple[jax.Array, Metrics]:
-    """The loss share of (a part of) a batch; `counts` are the whole batch's."""
-    params = hold(params, config.optimizer.frozen)
+    """The loss share of (a part of) a batch; `counts` are the whole batch's.
+
+    `trained` are those of the weights `params` that gradients are taken by: none are computed for
+    the others.
+    """
+    params = trees.overlay(params, trained)
     return stages.reduce(
         elementwise_losses(fns, params, batch, draws, config, latents),
         counts,
@@ -142,7 +157,7 @@ def ce_weight_at(step: jax.Array, total_steps: jax.Array, loss: LossConfig) -> j
 
 def make_train_step(
     fns: ModelFns,
-    tx: optax.GradientTransformation,
+    rule: UpdateRule,
     schedule: Schedule,
     config: Config,
     latents: Latents = _PIXELS,
@@ -161,40 +176,46 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: PackedBatch, key: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        draws = draw(jax.random.fold_in(key, state.step), batch, latents)
+        key = jax.random.fold_in(key, state.step)
+        draws = draw(key, batch, latents)
         counts = _counts(batch)
         ce_weight = ce_weight_at(state.step, state.total_steps, config.loss)
 
+        trained = trees.take(state.params, rule.trained)
+
         def share(part: tuple[PackedBatch, Draws]) -> tuple[tuple[jax.Array, Metrics], Any]:
-            return loss_and_grad(state.params, *part, counts, ce_weight)
+            return loss_and_grad(trained, state.params, *part, counts, ce_weight)
 
         if parts == 1:
             (loss, metrics), grads = share((batch, draws))
         else:
             (loss, metrics), grads = _accumulate(share, (batch, draws), parts)
-        state, update_metrics = advance(
-            state,
-            grads,
-            tx,
-            schedule,
-            config.optimizer.ema_decay,
-            config.optimizer.ema_warmup,
-        )
+        # `draw` has made children 0 to 2.
+        state, update_metrics = advance(state, grads, rule, schedule, jax.random.fold_in(key, 3))
         return state, {"loss": (loss, jnp.float32(1.0)), **metrics, **update_metrics}
 
     return train_step
 
 
 def _accumulate(share: Callable[[Any], Any], whole: Any, parts: int) -> Any:
-    """Sums `share` over equal slices of the rows; one slice's activations at a time."""
-    sliced = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), whole)
-    first = jax.tree.map(lambda x: x[0], sliced)
-    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(share, first))
+    """Sums `share` over equal parts of the rows in float32; one part's activations at a time.
+
+    A part takes every `parts`-th row, so that it lies on all devices that the rows are dealt to.
+    """
+
+    def cut(x: Any) -> jax.Array:
+        x = jnp.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]))
+        names = (axes.BATCH, None, axes.SEQUENCE, *(None,) * (x.ndim - 3))
+        return jnp.moveaxis(rules.constrain(x, names), 1, 0)
+
+    cut_up = jax.tree.map(cut, whole)
+    first = jax.tree.map(lambda x: x[0], cut_up)
+    zero = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), jax.eval_shape(share, first))
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, share(part)), None
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, share(part)), None
 
-    return jax.lax.scan(add, zero, sliced)[0]
+    return jax.lax.scan(add, zero, cut_up)[0]
 
 
 def make_eval_step(
@@ -207,7 +228,7 @@ def make_eval_step(
 
     def eval_step(params: Any, batch: PackedBatch, key: jax.Array) -> Metrics:
         draws, counts = draw(key, batch, latents), _counts(batch)
-        loss, metrics = whole(params, batch, draws, counts, ce_weight)
+        loss, metrics = whole({}, params, batch, draws, counts, ce_weight)
         return {"loss": (loss, jnp.float32(1.0)), **metrics}
 
     return eval_step

@@ -255,7 +255,7 @@ def test_a_sampled_trajectory_can_be_trained_on(script, painter):
     ]
     fns = functional.build(CONFIG.model)
     tx, schedule = optimizer.make_optimizer(CONFIG.optimizer, fns.logical_axes)
-    before = state.make_state(painter.weights.model, tx, 10, 0.0)
+    before = state.make_state(painter.weights.model, tx, 10)
     train = jax.jit(step.make_train_step(fns, tx, schedule, CONFIG))
     after, metrics = train(before, stack(rows), jax.random.key(0))
     assert np.isfinite(float(metrics["loss"][0])) and metrics["refine_mse"][1] > 0

@@ -77,7 +77,7 @@ def run(workdir, config, dataset=None, poison_at=None, **kwargs):
         loss, grads = jax.value_and_grad(lambda p: errors(p, batch, key).mean())(state.params)
         if poison_at is not None:
             loss = jnp.where(state.step == poison_at, jnp.nan, loss)
-        state, update = state_lib.advance(state, grads, tx, schedule, config.optimizer.ema_decay)
+        state, update = state_lib.advance(state, grads, tx, schedule, key)
         return state, {"loss": (loss, one), "plan_ce": (loss * 7, one * 7), **update}
 
     def eval_step(params, batch, key):
@@ -247,7 +247,7 @@ def test_starting_from_other_weights(tmp_path):
     wide.init = lambda key: {**FNS.init(key), "b": jnp.zeros((WIDTH + 1,))}
     tx, _ = optimizer.make_optimizer(config.optimizer, FNS.logical_axes)
     like = state_lib.abstract_state(
-        wide, tx, 1, 0.0, mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+        wide, tx, 1, mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
     )
     with pytest.raises(CheckpointError, match=r"weight b has shape \(3,\) there and \(4,\) here"):
         manager.load_for_sampling(tmp_path / "a", like=like.params)

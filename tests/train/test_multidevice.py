@@ -34,14 +34,15 @@ class Numbers:
 def run(workdir, steps, devices, **mesh):
     config = configs.from_mapping({
         "train": {"steps": steps, "eval_every": 0, "log_every": 1}, "data": {"rows": 8},
-        "optimizer": {"name": "muon", "schedule": "constant", "warmup_steps": 0}, "mesh": mesh})
+        "optimizer": {"name": "muon", "schedule": "constant", "warmup_steps": 0, "ema_decay": 0.9},
+        "mesh": mesh})
     tx, schedule = optimizer.make_optimizer(config.optimizer, FNS.logical_axes)
     def step(state, batch, key):
         def loss(p):
             h = constrain(batch["x"] @ p["layers"]["w"][0], (axes.BATCH, axes.EMBED))
             return ((h @ p["layers"]["w"][1] + p["b"][None] - batch["x"]) ** 2).mean()
         value, grads = jax.value_and_grad(loss)(state.params)
-        state, update = state_lib.advance(state, grads, tx, schedule, 0.9)
+        state, update = state_lib.advance(state, grads, tx, schedule, key)
         return state, {"loss": (value, jnp.float32(1)), **update}
     lowered = []
     state = loop.fit(
@@ -81,8 +82,8 @@ def test_meshes_agree_and_a_restart_may_change_the_mesh():
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines() == [
-        "a 0 P(None, 'fsdp', 'tensor')",
-        "b 0 P(None, 'fsdp', 'tensor')",
-        "b 2 P(None, 'fsdp', 'tensor')",
+        "a 0 P(None, ('fsdp', 'context'), 'tensor')",
+        "b 0 P(None, ('fsdp', 'context'), 'tensor')",
+        "b 2 P(None, ('fsdp', 'context'), 'tensor')",
         "done",
     ]

@@ -208,15 +208,6 @@ def test_schedule_follows_a_traced_total():
     assert rates[0] < 0.2 * rates[1]
 
 
-def test_average_follows_the_weights():
-    params = {"w": jnp.ones(3)}
-    ema = {"w": jnp.zeros(3)}
-    first = optimizer.update_ema(ema, params, jnp.int32(0), 0.999)
-    np.testing.assert_allclose(first["w"], 0.9, rtol=1e-6)  # the ramp: 1 - 1/10
-    late = optimizer.update_ema(ema, params, jnp.int32(10**6), 0.999)
-    np.testing.assert_allclose(late["w"], 0.001, rtol=1e-3)
-
-
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_frozen_parts_have_no_update_and_no_moments(name):
     config = dataclasses.replace(OptimizerConfig(), name=name, frozen=("und_encoder", "embed"))
@@ -224,10 +215,9 @@ def test_frozen_parts_have_no_update_and_no_moments(name):
     params, grads = weights(), weights(seed=1)
     state = tx.init(params)
     updates, state = tx.update(grads, state, params)
-    assert jax.tree.structure(updates) == jax.tree.structure(params)
-    for part in AXES:
-        moved = [float(jnp.abs(u).max()) > 0 for u in jax.tree.leaves(updates[part])]
-        assert not any(moved) if part in config.frozen else all(moved), part
+    assert set(updates) == set(tx.trained) == set(AXES) - set(config.frozen)
+    for u in jax.tree.leaves(updates):
+        assert float(jnp.abs(u).max()) > 0
     everything, _ = optimizer.make_optimizer(dataclasses.replace(config, frozen=()), AXES)
     sizes = [sum(x.size for x in jax.tree.leaves(s)) for s in (state, everything.init(params))]
     frozen = [x.size for part in config.frozen for x in jax.tree.leaves(params[part])]
@@ -240,18 +230,6 @@ def test_frozen_parts_have_no_update_and_no_moments(name):
         np.testing.assert_array_equal(a, b)
 
 
-def test_held_parts_get_no_gradient():
-    params = weights()
-
-    def loss(p, frozen):
-        held = optimizer.hold(p, frozen)
-        return sum(jnp.sum(x**2) for x in jax.tree.leaves(held))
-
-    grads = jax.grad(loss)(params, ("layers",))
-    assert all(not np.any(g) for g in jax.tree.leaves(grads["layers"]))
-    assert all(np.any(g) for g in jax.tree.leaves(grads["embed"]))
-
-
 def test_frozen_names_are_checked():
     with pytest.raises(ConfigError, match="'vit'; the model has embed, final_norm"):
         optimizer.make_optimizer(
@@ -259,10 +237,3 @@ def test_frozen_names_are_checked():
         )
     with pytest.raises(ConfigError, match="every part"):
         optimizer.make_optimizer(dataclasses.replace(OptimizerConfig(), frozen=tuple(AXES)), AXES)
-
-
-def test_the_average_of_trained_weights_keeps_its_decay_from_the_start():
-    ema, params = {"w": jnp.zeros(3)}, {"w": jnp.ones(3)}
-    first = optimizer.update_ema(ema, params, jnp.int32(0), 0.99, warmup=False)
-    np.testing.assert_allclose(first["w"], 0.01, rtol=1e-4)
-    assert optimizer.update_ema(ema, params, jnp.int32(0), 0.99)["w"][0] > 0.5

@@ -241,7 +241,7 @@ def test_accumulation_equals_one_big_batch(setup):
         parted = dataclasses.replace(config, optimizer=settings)
         tx, schedule = optimizer.make_optimizer(settings, fns.logical_axes)
         run = jax.jit(step.make_train_step(fns, tx, schedule, parted))
-        results.append(run(state.make_state(params, tx, 10, 0.9), batch, jax.random.key(1)))
+        results.append(run(state.make_state(params, tx, 10), batch, jax.random.key(1)))
     (first, metrics), *others = results
     for other, other_metrics in others:
         assert largest_difference(other.params, first.params) < 1e-5
@@ -253,7 +253,7 @@ def test_accumulation_equals_one_big_batch(setup):
     changed = batch._replace(token_BxT=np.where(batch.token_BxT == 40, 41, batch.token_BxT))
     tx, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
     run = jax.jit(step.make_train_step(fns, tx, schedule, config))
-    other, _ = run(state.make_state(params, tx, 10, 0.9), changed, jax.random.key(1))
+    other, _ = run(state.make_state(params, tx, 10), changed, jax.random.key(1))
     assert largest_difference(other.params, first.params) > 1e-5
 
 
@@ -261,7 +261,7 @@ def test_an_expert_without_tokens_is_not_updated(setup):
     config, fns, params = setup
     tx, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
     run = jax.jit(step.make_train_step(fns, tx, schedule, config))
-    before = state.make_state(params, tx, 10, 0.9)
+    before = state.make_state(params, tx, 10)
     moved, _ = run(before, three_rows(config), jax.random.key(1))
     words = stack([pack(runs(config, text_only(trajectory_at(0, 5, FAULTY))), LENGTHS, SIZES)])
     after, _ = run(moved, words, jax.random.key(1))
