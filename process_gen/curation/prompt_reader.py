@@ -222,6 +222,7 @@ class Reader:
 
     def _auxiliary(self) -> None:
         """Reads from "is" to the verb, adjective or relation that it introduces."""
+        self.verb_next = False
         possession = self._word() in words.POSSESSION
         while self._word() in words.AUXILIARIES:
             self.at += 1
@@ -281,7 +282,11 @@ class Reader:
             self.at += 2
         self._end_link()
         self.verb_seen, self.verb_next, self.joined = True, False, ""
-        self.pending = _Link(subjects, " ".join(parts), True)
+        if parts:
+            self.pending = _Link(subjects, " ".join(parts), True)
+        else:
+            self.unread.append(self._word())
+            self.at += 1
 
     # ---- noun phrases ----------------------------------------------------------------------------
 

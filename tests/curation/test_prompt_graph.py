@@ -5,6 +5,8 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from process_gen.core.errors import DataError
 from process_gen.curation.plurals import is_plural, singular
@@ -215,3 +217,21 @@ def test_plurals(many, one):
 @pytest.mark.parametrize("word", "bus glass tennis canvas scissors sheep gas specimen yes".split())
 def test_words_that_only_look_like_plurals(word):
     assert not is_plural(word) and singular(word) == word
+
+
+WORDS = """a an the two three many red wooden dark light zorblat zorblats sheep wine glass running
+jumped is are has and , . ; on in at left of right to the above next with by while because it which
+quickly can not background & 3 orange frobbed 's""".split()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=12))
+def test_any_words_give_a_graph_that_holds_together(tokens):
+    """No order of words breaks the reader, and edges join nodes that are there."""
+    prompt = " ".join(["dog", *tokens])
+    reading = read_prompt(prompt)
+    count = len(reading.graph.nodes)
+    for edge in reading.graph.edges:
+        assert 0 <= edge.subject < count and 0 <= edge.target < count
+    assert all(node.count >= 1 and node.name for node in reading.graph.nodes)
+    assert len(geneval_include(reading.graph)) == count
