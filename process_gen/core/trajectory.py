@@ -110,6 +110,21 @@ class Step:
         return self.refined if self.refined is not None else self.sketch
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Turn:
+    """Words or a picture of a conversation; exactly one of the two.
+
+    Attributes:
+      by_model: whether the model said or painted it, and is to learn it; else the user gave it.
+      text: the words.
+      image: the picture.
+    """
+
+    by_model: bool
+    text: str | None = None
+    image: Image | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampled:
     """Where a sampled trajectory came from.
@@ -140,6 +155,9 @@ class Trajectory:
       steps: the painting process; empty in the other modes.
       final_image: the finished picture; None where none was painted.
       text: the written answer (understanding) or thought (think); None otherwise.
+      turns: for imported rows that say more than input pictures, a prompt and one reply: the whole
+        conversation in order, instead of `inputs`, `steps`, `final_image` and `text`. The prompt is
+        then the first words of the user.
       finish_reason: one of `FINISH_REASONS`; None for training data.
       metadata: the requirement in GenEval's schema, and whatever else came with the prompt.
       sampled: set by the sampler.
@@ -151,6 +169,7 @@ class Trajectory:
     steps: tuple[Step, ...] = ()
     final_image: Image | None = None
     text: str | None = None
+    turns: tuple[Turn, ...] = ()
     finish_reason: str | None = None
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sampled: Sampled | None = None
@@ -162,6 +181,7 @@ class Trajectory:
         pictures = [image for image in pictures if image is not None]
         if not self.steps and self.final_image is not None:
             pictures.append(self.final_image)
+        pictures += [t.image for t in self.turns if t.by_model and t.image is not None]
         return tuple(pictures)
 
 
@@ -182,6 +202,7 @@ def validate(trajectory: Trajectory) -> None:
     for name, image in (
         *((f"input {i}", x) for i, x in enumerate(trajectory.inputs)),
         *((f"picture {i}", x) for i, x in enumerate(trajectory.images)),
+        *((f"turn {i}", x.image) for i, x in enumerate(trajectory.turns) if x.image is not None),
     ):
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
             fail(f"{name} is not a uint8 array")
@@ -199,6 +220,8 @@ def validate(trajectory: Trajectory) -> None:
             fail("a one-shot trajectory has steps")
         if trajectory.final_image is None:
             fail("a one-shot trajectory has no picture")
+    if wrong := _wrong_reply(trajectory):
+        fail(wrong)
     for i, step in enumerate(trajectory.steps):
         if parse_plan(step.plan) is None:
             fail(f"step {i}: the plan is not <ins>..</ins><des>..</des>: {step.plan[:80]!r}")
@@ -215,10 +238,40 @@ def validate(trajectory: Trajectory) -> None:
         last = i == len(trajectory.steps) - 1
         if step.rejected and step.refined is None and not last:
             fail(f"step {i}: the inspection found a fault that no refinement repairs")
+    undrawn = all(step.sketch is None for step in trajectory.steps)
+    if trajectory.steps and trajectory.final_image is not None and undrawn:
+        fail("a finished picture, but no step has one")
     painted = trajectory.steps[-1].image if trajectory.steps else None
     if painted is not None and trajectory.final_image is not None:
         if not np.array_equal(painted, trajectory.final_image):
             fail("the final image is not the last step's picture")
+
+
+def _wrong_reply(trajectory: Trajectory) -> str:
+    """What an edit, an answer or a conversation lacks; empty when it is whole."""
+    mode, turns = trajectory.mode, trajectory.turns
+    if not turns:
+        if mode == "edit" and (not trajectory.inputs or trajectory.final_image is None):
+            return "an edit needs the picture to be edited and the edited one"
+        if mode == "understand" and not (trajectory.text or "").strip():
+            return "an answer is missing"
+        return ""
+    others = (trajectory.inputs, trajectory.steps, trajectory.final_image, trajectory.text)
+    if mode not in ("edit", "understand", "think"):
+        return f"turns in mode {mode!r}"
+    if any(x is not None and x != () for x in others):
+        return "turns, and a reply beside them"
+    for i, turn in enumerate(turns):
+        if (turn.text is None) == (turn.image is None):
+            return f"turn {i} is neither words nor a picture, or both"
+    words = [turn.text for turn in turns if turn.text is not None and not turn.by_model]
+    if not words or words[0] != trajectory.prompt:
+        return "the prompt is not the first words of the user"
+    if mode == "edit" and all(turn.image is None or turn.by_model for turn in turns):
+        return "an edit needs the picture to be edited"
+    if not any(turn.by_model for turn in turns):
+        return "the model has no turn"
+    return ""
 
 
 def same(a: Trajectory, b: Trajectory) -> bool:
@@ -278,6 +331,10 @@ def _image_from_json(text: str | None) -> Image | None:
 
 def to_json(trajectory: Trajectory) -> dict[str, Any]:
     """A plain dict that `json.dumps` accepts; `from_json` gives the trajectory back."""
+    turns = [
+        {"by_model": t.by_model, "text": t.text, "image": _image_to_json(t.image)}
+        for t in trajectory.turns
+    ]
     return {
         "version": FORMAT_VERSION,
         "prompt": trajectory.prompt,
@@ -295,14 +352,17 @@ def to_json(trajectory: Trajectory) -> dict[str, Any]:
         ],
         "final_image": _image_to_json(trajectory.final_image),
         "text": trajectory.text,
+        **({"turns": turns} if turns else {}),
         "finish_reason": trajectory.finish_reason,
         "metadata": dict(trajectory.metadata),
         "sampled": dataclasses.asdict(trajectory.sampled) if trajectory.sampled else None,
     }
 
 
-def _take(record: Mapping[str, Any], key: str, kinds: tuple[type, ...], where: str) -> Any:
-    value = record.get(key)
+def _take(
+    record: Mapping[str, Any], key: str, kinds: tuple[type, ...], where: str, default: Any = None
+) -> Any:
+    value = record.get(key, default)
     if not isinstance(value, kinds):
         wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
         raise TrajectoryError(f"{where}: {key!r} must be {wanted}, got {type(value).__name__}")
@@ -349,6 +409,14 @@ def from_json(record: Mapping[str, Any]) -> Trajectory:
         if image is None:
             raise TrajectoryError(f"trajectory: input {i} is null")
         inputs.append(image)
+    turns = []
+    for i, item in enumerate(_take(record, "turns", (list,), "trajectory", default=[])):
+        where = f"turn {i}"
+        if not isinstance(item, Mapping) or set(item) - {f.name for f in dataclasses.fields(Turn)}:
+            raise TrajectoryError(f"{where} must be an object of by_model, text and image")
+        said = _take(item, "text", (str, none), where)
+        image = _image_from_json(item.get("image"))
+        turns.append(Turn(_take(item, "by_model", (bool,), where), said, image))
     sampled = _take(record, "sampled", (Mapping, none), "trajectory")
     for name, value in (sampled or {}).items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -364,6 +432,7 @@ def from_json(record: Mapping[str, Any]) -> Trajectory:
         steps=tuple(steps),
         final_image=_image_from_json(record.get("final_image")),
         text=_take(record, "text", (str, none), "trajectory"),
+        turns=tuple(turns),
         finish_reason=_take(record, "finish_reason", (str, none), "trajectory"),
         metadata=_take(record, "metadata", (Mapping,), "trajectory"),
         sampled=provenance,

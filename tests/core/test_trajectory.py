@@ -18,6 +18,7 @@ from process_gen.core.trajectory import (
     Stage,
     Step,
     Trajectory,
+    Turn,
     decode_image,
     encode_png,
     from_json,
@@ -69,8 +70,23 @@ def one(**fields):
     return Trajectory("a dot", steps=(step,))
 
 
+def talk(*turns, mode="understand", prompt="what?", **more):
+    """A conversation; words begin with "m:" where the model says them, pictures of it are OTHER."""
+    made = []
+    for turn in turns:
+        if isinstance(turn, str):
+            made.append(Turn(turn.startswith("m:"), text=turn.removeprefix("m:")))
+        else:
+            made.append(Turn(turn is OTHER, image=turn))
+    return Trajectory(prompt, mode=mode, turns=tuple(made), **more)
+
+
 GOOD = [
     FULL,
+    talk(IMAGE, "what?", "m:a dot", "where?", "m:here"),
+    talk("what?", IMAGE, "m:I look", OTHER, "m:a dot"),
+    talk(IMAGE, "what?", OTHER, "and then", OTHER, mode="edit"),
+    Trajectory("blue", mode="edit", inputs=(IMAGE,), final_image=OTHER),
     one(),
     Trajectory("a dot", steps=(Step(PLAN),)),
     Trajectory("a dot", mode="one_shot", final_image=IMAGE),
@@ -79,6 +95,23 @@ GOOD = [
     Trajectory("", steps=(Step("<ins>cut"),), finish_reason="max_text"),  # closed early
 ]
 BAD = [
+    (Trajectory("blue", mode="edit", final_image=OTHER), "an edit needs the picture"),
+    (Trajectory("blue", mode="edit", inputs=(IMAGE,)), "an edit needs the picture"),
+    (talk("what?", OTHER, mode="edit"), "an edit needs the picture"),
+    (Trajectory("why?", mode="understand", inputs=(IMAGE,), text=" "), "an answer is missing"),
+    (talk(IMAGE, "what?", "m:a dot", mode="process"), "turns in mode 'process'"),
+    (talk(IMAGE, "what?", "m:a dot", text="a dot"), "a reply beside them"),
+    (talk(IMAGE, "what?", "m:a dot", prompt="why?"), "not the first words"),
+    (talk(IMAGE, "what?"), "the model has no turn"),
+    (
+        Trajectory("w", mode="understand", turns=(Turn(False, text="w"), Turn(True))),
+        "turn 1 is neither words nor a picture",
+    ),
+    (talk("what?", IMAGE.astype(float), "m:x"), "turn 1 is not a uint8"),
+    (
+        Trajectory("a dot", steps=(Step(PLAN),), final_image=IMAGE),
+        "a finished picture, but no step has one",
+    ),
     (dataclasses.replace(FULL, mode="paint"), "mode 'paint' is not one of"),
     (dataclasses.replace(FULL, finish_reason="done"), "finish_reason 'done'"),
     (dataclasses.replace(FULL, prompt="  "), "the prompt is empty"),
@@ -170,6 +203,22 @@ def test_pictures_of_a_trajectory():
 
 
 # ---- JSON ----------------------------------------------------------------------------------------
+
+
+def test_turns_stand_in_a_record_only_where_there_are_some():
+    assert "turns" not in to_json(FULL)
+    record = to_json(talk(IMAGE, "what?", OTHER, "m:a dot"))
+    assert [turn["by_model"] for turn in record["turns"]] == [False, False, True, True]
+    again = from_json(record)
+    assert len(again.images) == 1 and np.array_equal(again.images[0], OTHER)
+    for broken, what in (
+        ([1], "turn 0 must be an object"),
+        ([{"by_model": True, "said": "x"}], "turn 0 must be an object"),
+        ([{"by_model": 1, "text": "x"}], "'by_model' must be bool"),
+        ({}, "'turns' must be list"),
+    ):
+        with pytest.raises(TrajectoryError, match=what):
+            from_json(record | {"turns": broken})
 
 
 @pytest.mark.parametrize("trajectory", GOOD)
