@@ -31,8 +31,10 @@ PATCH = "patch"
 RANK = "rank"  # of an adapter
 BATCH = "batch"
 SEQUENCE = "sequence"
+RESIDUAL = "residual"  # the sequence of a residual stream, between the blocks
+LOOKUP = "lookup"  # the batch of a table lookup
 
 LOGICAL_AXES = (
     LAYERS, EMBED, EMBED_OUT, HEADS, KV_HEADS, HEAD_DIM, MLP, VOCAB, PATCH, RANK, BATCH,
-    SEQUENCE,
+    SEQUENCE, RESIDUAL, LOOKUP,
 )  # fmt: skip

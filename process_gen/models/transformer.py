@@ -10,14 +10,17 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from process_gen.core import axes
 from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
-from process_gen.kernels.interval_attention import KeyBlock, interval_attention
+from process_gen.kernels.interval_attention import KeyBlock
 from process_gen.models.layers import Linear, RMSNorm, SwiGLU, rotary, rotate
+from process_gen.models.spread_attention import attend
+from process_gen.sharding import rules, stripes
+
+_RESIDUAL = (axes.BATCH, axes.RESIDUAL, None)
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -72,6 +75,11 @@ class ExpertAttention(nnx.Module):
         return self.q_norm(q), self.k_norm(k), v
 
 
+def _tokens(x_BxNxD: jax.Array) -> jax.Array:
+    """Brings a stream's tokens to the devices that hold columns of its weights."""
+    return rules.constrain(x_BxNxD, (axes.BATCH, axes.SEQUENCE, None))
+
+
 class Expert(nnx.Module):
     """One expert's weights of one layer."""
 
@@ -97,13 +105,14 @@ class Expert(nnx.Module):
 
     def project(self, x_BxNxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values of the normed stream, see `ExpertAttention.project`."""
-        return self._pass(self.attention.project(self.input_norm(x_BxNxD)))
+        return self._pass(self.attention.project(_tokens(self.input_norm(x_BxNxD))))
 
     def finish(self, x_BxNxD: jax.Array, attended_BxNxHxDh: jax.Array) -> jax.Array:
         """Adds the attention's output and the MLP to the residual stream."""
         flat = attended_BxNxHxDh.reshape(*x_BxNxD.shape[:2], -1)
-        x = x_BxNxD + self._pass(self.attention.o(flat))
-        return x + self._pass(self.mlp(self.post_norm(x)))
+        x = x_BxNxD + self._pass(rules.constrain(self.attention.o(flat), _RESIDUAL))
+        added = self.mlp(_tokens(self.post_norm(x)))
+        return x + self._pass(rules.constrain(added, _RESIDUAL))
 
     def _pass(self, x: Any) -> Any:
         return jax.lax.stop_gradient(x) if self.frozen else x
@@ -125,6 +134,7 @@ class Layer(nnx.Module):
         turn: tuple[jax.Array, jax.Array],
         place: Place,
         cached: KeyBlock | None,
+        pieces: int,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """One layer over both streams; an empty stream costs nothing.
 
@@ -132,18 +142,15 @@ class Layer(nnx.Module):
           The two streams, and the new tokens' keys and values ``[B, S, K, Dh]``.
         """
         streams = [(self.und, und_BxUxD), (self.gen, gen_BxGxD)]
-        parts = [expert.project(x) for expert, x in streams if x.shape[1]]
-        q, k, v = (p[0] if len(p) == 1 else jnp.concatenate(p, 1) for p in zip(*parts, strict=True))
+        lengths = [x.shape[1] for _, x in streams if x.shape[1]]
+        projected = [expert.project(x) for expert, x in streams if x.shape[1]]
+        q, k, v = (stripes.join(parts, pieces) for parts in zip(*projected, strict=True))
         q, k = rotate(q, *turn), rotate(k, *turn)
         own = KeyBlock(k, v, place.visible_from, place.visible_to)
-        blocks = [own] if cached is None else [cached, own]
-        attended = interval_attention(q, place.order, blocks, self.implementation)
-        outputs, at = [], 0
-        for expert, x in streams:
-            n = x.shape[1]
-            outputs.append(expert.finish(x, attended[:, at : at + n]) if n else x)
-            at += n
-        return outputs[0], outputs[1], k, v
+        attended = attend(q, place.order, own, cached, self.implementation)
+        split = iter(stripes.split(attended, lengths, pieces))
+        und, gen = (expert.finish(x, next(split)) if x.shape[1] else x for expert, x in streams)
+        return und, gen, k, v
 
 
 def stacked_layers(cfg: ModelConfig, rngs: nnx.Rngs) -> Layer:
@@ -164,6 +171,7 @@ def run_layers(
     gen_BxGxD: jax.Array,
     place: Place,
     cache: Cache | None = None,
+    pieces: int = 1,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Runs the layers one after the other, as one compiled loop or inlined (`cfg.layers`).
 
@@ -171,8 +179,9 @@ def run_layers(
       stacked: of `stacked_layers`.
       cfg: sizes, and how to loop and rematerialise.
       und_BxUxD, gen_BxGxD: embedded streams; either may have no tokens.
-      place: of und and then gen tokens, ``int32[B, S]`` each.
+      place: of und and gen tokens in the order of `stripes.join`, ``int32[B, S]`` each.
       cache: earlier keys and values.
+      pieces: of `stripes.join`.
 
     Returns:
       The streams before the final norms, and the keys and values of the new tokens
@@ -188,7 +197,9 @@ def run_layers(
         cached = None
         if cache is not None:
             cached = KeyBlock(*keys, cache.visible_from_BxC, cache.visible_to_BxC)
-        und, gen, k, v = nnx.merge(graph, layer_weights)(*streams, turn, place, cached)
+        streams = tuple(rules.constrain(x, _RESIDUAL) for x in streams)
+        layer = nnx.merge(graph, layer_weights)
+        und, gen, k, v = layer(*streams, turn, place, cached, pieces)
         return (und, gen), (k, v)
 
     if cfg.remat != "none":
@@ -196,4 +207,5 @@ def run_layers(
     keys = None if cache is None else (cache.k_LxBxCxKxDh, cache.v_LxBxCxKxDh)
     unroll = cfg.num_layers if cfg.layers == "unroll" else 1
     streams, (k, v) = jax.lax.scan(body, (und_BxUxD, gen_BxGxD), (weights, keys), unroll=unroll)
-    return *streams, k, v
+    und, gen = (_tokens(x) for x in streams)
+    return und, gen, k, v

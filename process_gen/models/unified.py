@@ -11,9 +11,10 @@ from flax import nnx
 from process_gen.core import axes
 from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
-from process_gen.models.layers import Linear, RMSNorm, sincos_table, time_features
+from process_gen.models.layers import Linear, RMSNorm, sincos_rows, time_features
 from process_gen.models.transformer import Cache, run_layers, stacked_layers
 from process_gen.models.vit import SiglipVit, connector
+from process_gen.sharding import rules, stripes
 
 
 class Streams(NamedTuple):
@@ -71,9 +72,18 @@ class Trace(NamedTuple):
     gen_out_BxGxD: jax.Array
 
 
-def _places(streams: Streams) -> Place:
-    parts = [streams.text, streams.und, streams.gen]
-    return Place(*(jnp.concatenate(p, 1) for p in zip(*parts, strict=True)))
+def _places(streams: Streams, pieces: int) -> Place:
+    """Places in the order of the tokens: und = (text, patches), then (und, gen)."""
+
+    def joined(text: jax.Array, und: jax.Array, gen: jax.Array) -> jax.Array:
+        return stripes.join([stripes.join([text, und], pieces), gen], pieces)
+
+    parts = (streams.text, streams.und, streams.gen)
+    return Place(*(joined(*p) for p in zip(*parts, strict=True)))
+
+
+def _stream(x_BxNxD: jax.Array) -> jax.Array:
+    return rules.constrain(x_BxNxD, (axes.BATCH, axes.SEQUENCE, None))
 
 
 class Embedding(nnx.Module):
@@ -83,6 +93,10 @@ class Embedding(nnx.Module):
         """Unit normal, the scale of the position tables that are added to the other tokens."""
         table = jax.random.normal(rngs.params(), (cfg.vocab_size, cfg.width))
         self.table = nnx.Param(table.astype(cfg.param_dtype), out_sharding=(axes.VOCAB, axes.EMBED))
+
+    def __call__(self, token_BxT: jax.Array, dtype: str) -> jax.Array:
+        """Rows of the table, ``[B, T, D]``."""
+        return rules.lookup(self.table[...], token_BxT).astype(dtype)
 
 
 class PatchEncoder(nnx.Module):
@@ -166,28 +180,39 @@ class UnifiedModel(nnx.Module):
         self.cfg = cfg
 
     def __call__(self, streams: Streams, cache: Cache | None = None) -> Outputs:
-        """One forward pass, for training (no cache) and for sampling (with one)."""
-        und, gen = self._enter(streams)
-        und, gen, k, v = run_layers(self.layers, self.cfg, und, gen, _places(streams), cache)
-        hidden = self._norm_und(und[:, : streams.token_BxT.shape[1]])
+        """One forward pass, for training (no cache) and for sampling (with one).
+
+        Tokens stay on the devices that share a row; with a cache the new keys come in the order
+        text, patches, latents, because they are written somewhere.
+        """
+        pieces = rules.pieces(axes.SEQUENCE) if cache is None else 1
+        text, patches, gen = self._enter(streams)
+        und = stripes.join([text, patches], pieces)
+        place = _places(streams, pieces)
+        und, gen, k, v = run_layers(self.layers, self.cfg, und, gen, place, cache, pieces)
+        lengths = [text.shape[1], patches.shape[1]]
+        hidden = self._norm_und(stripes.split(und, lengths, pieces)[0])
         output = self.latent_out(self.final_norm.gen(gen)).astype(jnp.float32)
-        return Outputs(hidden, output, k, v)
+        return Outputs(_stream(hidden), _stream(output), k, v)
 
     def trace(self, streams: Streams) -> Trace:
         """What enters and leaves the transformer at every token, for comparisons and figures."""
-        und_in, gen_in = self._enter(streams)
-        und, gen, _, _ = run_layers(self.layers, self.cfg, und_in, gen_in, _places(streams))
+        text, patches, gen_in = self._enter(streams)
+        und_in = jnp.concatenate([text, patches], 1)
+        und, gen, _, _ = run_layers(self.layers, self.cfg, und_in, gen_in, _places(streams, 1))
         return Trace(und_in, gen_in, self._norm_und(und), self.final_norm.gen(gen))
 
     def _norm_und(self, und: jax.Array) -> jax.Array:
         normed = self.final_norm.und(und)
         return jax.lax.stop_gradient(normed) if self.cfg.freeze_und else normed
 
-    def _enter(self, streams: Streams) -> tuple[jax.Array, jax.Array]:
-        und = self.embed.table[...][streams.token_BxT].astype(self.cfg.dtype)
+    def _enter(self, streams: Streams) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Embedded text, patches and latents."""
+        text = _stream(self.embed(streams.token_BxT, self.cfg.dtype))
+        patches = text[:, :0]
         if streams.patch_BxVxQ.shape[1]:
-            und = jnp.concatenate([und, self._embed_patches(streams)], 1)
-        return und, self._embed_latents(streams)
+            patches = _stream(self._embed_patches(streams))
+        return text, patches, _stream(self._embed_latents(streams))
 
     def understand(
         self, patch_BxVxQ: jax.Array, patch_id_BxV: jax.Array, patch_image_BxV: jax.Array | None
@@ -208,17 +233,22 @@ class UnifiedModel(nnx.Module):
     def _embed_patches(self, streams: Streams) -> jax.Array:
         ids = streams.patch_id_BxV
         _, patches = self.understand(streams.patch_BxVxQ, ids, streams.patch_image_BxV)
-        table = jnp.asarray(sincos_table(self.cfg.und_grid, self.cfg.width), self.cfg.dtype)
-        return patches + table[ids]
+        return patches + sincos_rows(ids, self.cfg.und_grid, self.cfg.width, self.cfg.dtype)
 
     def _embed_latents(self, streams: Streams) -> jax.Array:
         cfg = self.cfg
         sinusoid = time_features(streams.t_BxG, cfg.time_features).astype(cfg.dtype)
         time = self.time_out(jax.nn.silu(self.time_in(sinusoid)))
-        table = jnp.asarray(sincos_table(cfg.latent_grid, cfg.width), cfg.dtype)
         latents = self.latent_in(streams.latent_BxGxP.astype(cfg.dtype))
-        return latents + time + table[streams.latent_id_BxG]
+        return (
+            latents
+            + time
+            + sincos_rows(streams.latent_id_BxG, cfg.latent_grid, cfg.width, cfg.dtype)
+        )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 ``[..., W]`` from normed text states."""
-        return self.lm_head(hidden).astype(jnp.float32)
+        logits = self.lm_head(hidden)
+        if logits.ndim == 3:
+            logits = rules.constrain(logits, (axes.BATCH, axes.SEQUENCE, axes.VOCAB))
+        return logits.astype(jnp.float32)

@@ -14,8 +14,12 @@ from flax import nnx
 from process_gen.core import axes
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.configs import ModelConfig
-from process_gen.kernels.interval_attention import KeyBlock, interval_attention
+from process_gen.kernels.interval_attention import KeyBlock
 from process_gen.models.layers import Linear
+from process_gen.models.spread_attention import attend
+from process_gen.sharding import rules
+
+_NAMES = (axes.BATCH, axes.SEQUENCE, None)
 
 
 class LayerNorm(nnx.Module):
@@ -33,7 +37,10 @@ class LayerNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         centred = x32 - x32.mean(-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
-        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        scale, bias = (
+            rules.in_use(weight[...].astype(jnp.float32), (axes.EMBED,))
+            for weight in (self.scale, self.bias)
+        )
         lead = (None,) * (x.ndim - 1)
         return (normed * scale[lead] + bias[lead]).astype(x.dtype)
 
@@ -99,7 +106,7 @@ class Attention(nnx.Module):
         )
         padded = image_BxV == PAD_ORDER
         block = KeyBlock(k, values, jnp.where(padded, NEVER, image_BxV), image_BxV)
-        mixed = interval_attention(q, image_BxV, (block,), self.implementation)
+        mixed = attend(q, image_BxV, block, None, self.implementation)
         return self.o(mixed.reshape(b, v, d))
 
 
@@ -169,10 +176,12 @@ class SiglipVit(nnx.Module):
           image_BxV: int32 image numbers; -1 where padded (the features there mean nothing).
         """
         x_BxVxD = self.patch_in(patch_BxVxQ)
-        x_BxVxD = x_BxVxD + self.position[...].astype(x_BxVxD.dtype)[id_BxV]
+        table = rules.in_use(self.position[...].astype(x_BxVxD.dtype), (None, axes.EMBED))
+        x_BxVxD = x_BxVxD + table[id_BxV]
         graph, layers = nnx.split(self.layers)
 
         def run(x_BxVxD: jax.Array, layer: nnx.State) -> tuple[jax.Array, None]:
+            x_BxVxD = rules.constrain(x_BxVxD, _NAMES)
             return nnx.merge(graph, layer)(x_BxVxD, image_BxV), None
 
         if self.cfg.remat != "none":

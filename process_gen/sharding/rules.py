@@ -1,7 +1,12 @@
-"""The one table from logical axis names to mesh axes, and what follows from it."""
+"""The one table from logical axis names to mesh axes, and what follows from it.
+
+Weights rest in as many pieces as possible and are gathered, one layer at a time and in the type of
+the computation, by the devices that use them (`in_use`). Activations stay where their tokens are.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +15,12 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from process_gen.core import axes
+from process_gen.core.configs import Config
 from process_gen.core.errors import ConfigError
 
 RULES: Mapping[str, tuple[str, ...]] = {
     axes.LAYERS: (),  # scanned over, one layer at a time: never cut
-    axes.EMBED: ("fsdp",),  # weights at rest; gathered for each layer as it runs
+    axes.EMBED: ("fsdp", "context"),  # weights at rest; gathered for each layer as it runs
     axes.EMBED_OUT: (),  # its partner `embed` is cut already
     axes.HEADS: ("tensor",),  # query heads, flattened with their width or not
     axes.KV_HEADS: ("tensor",),  # key-value heads; there must be enough of them
@@ -25,14 +31,18 @@ RULES: Mapping[str, tuple[str, ...]] = {
     axes.RANK: (),  # of an adapter: short
     axes.BATCH: ("data", "fsdp"),  # fsdp devices see different rows, as ZeRO does
     axes.SEQUENCE: ("context",),  # tokens of a row
+    axes.RESIDUAL: ("context", "tensor"),  # the same between blocks, where heads are whole again
+    axes.LOOKUP: ("data",),  # rows of ids while each device reads its own columns of a table
 }
+
+# Logical axes that are whole while a weight is used: what `in_use` gathers.
+GATHERED = (axes.EMBED,)
 
 
 def partition_spec(names: Sequence[str | None]) -> PartitionSpec:
     """The partition of an array whose dimensions carry `names`; None is a dimension left whole.
 
-    A mesh axis cuts one dimension only: where two names ask for it, the first one gets it. So the
-    `embed` of an activation stays whole, its `batch` having taken `fsdp`.
+    A mesh axis cuts one dimension only: where two names ask for it, the first one gets it.
 
     Raises:
       ConfigError: a name that is not in the table.
@@ -54,7 +64,8 @@ def logical_to_sharding(logical_axes: Any, mesh: Mesh, shapes: Any = None) -> An
     Args:
       logical_axes: nested dict with a tuple of logical names per leaf.
       mesh: from `mesh.make_mesh`.
-      shapes: matching tree of anything with a `.shape`; when given, sizes are checked.
+      shapes: matching tree of anything with a `.shape`; when given, sizes are checked, and a
+        further mesh axis of a rule that does not divide its dimension is left out.
 
     Returns:
       The same nested dict with a `NamedSharding` per leaf.
@@ -68,7 +79,7 @@ def logical_to_sharding(logical_axes: Any, mesh: Mesh, shapes: Any = None) -> An
         where = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = partition_spec(names)
         if shaped:
-            _check_shape(where, names, spec, shaped[0].shape, mesh)
+            spec = _check_shape(where, names, spec, shaped[0].shape, mesh)
         return NamedSharding(mesh, spec)
 
     rest = () if shapes is None else (shapes,)
@@ -79,17 +90,34 @@ def logical_to_sharding(logical_axes: Any, mesh: Mesh, shapes: Any = None) -> An
 
 def _check_shape(
     where: str, names: Sequence[str], spec: PartitionSpec, shape: Sequence[int], mesh: Mesh
-) -> None:
+) -> PartitionSpec:
+    """The partition as far as it divides the shape; a name must be cut by its first axis."""
     if len(names) != len(shape):
         raise ConfigError(f"weight {where} has shape {tuple(shape)} but logical axes {names}")
-    for name, part, size in zip(names, spec, shape, strict=True):
-        used = part if isinstance(part, tuple) else (part,) if part else ()
-        pieces = math.prod(mesh.shape[a] for a in used)
-        if size % pieces:
+    fitted = _fit(spec, shape, mesh)
+    for name, part, wanted, size in zip(names, fitted, spec, shape, strict=True):
+        if wanted is not None and part is None:
+            first = _axes_of(wanted)[0]
             raise ConfigError(
-                f"weight {where}: axis {name!r} of size {size} cannot be cut into {pieces} "
-                f"(mesh.{', mesh.'.join(used)}); choose a mesh that divides it"
+                f"weight {where}: axis {name!r} of size {size} cannot be cut into "
+                f"{mesh.shape[first]} (mesh.{first}); choose a mesh that divides it"
             )
+    return fitted
+
+
+def _axes_of(part: Any) -> tuple[str, ...]:
+    return part if isinstance(part, tuple) else (part,) if part else ()
+
+
+def _fit(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> PartitionSpec:
+    """`spec` with, in each dimension, only as many of its first axes as divide the size."""
+    parts: list[Any] = []
+    for part, size in zip(spec, shape, strict=True):
+        used = _axes_of(part)
+        while used and size % math.prod(mesh.shape[a] for a in used):
+            used = used[:-1]
+        parts.append(used if len(used) > 1 else (used[0] if used else None))
+    return PartitionSpec(*parts)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -100,6 +128,39 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of an array [rows, ...] of a batch: rows over `data` and `fsdp`."""
     return NamedSharding(mesh, partition_spec((axes.BATCH,)))
+
+
+def token_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """The sharding of an array [rows, tokens, ...] of a batch, as `put_batch` places it."""
+    names = (axes.BATCH, axes.SEQUENCE)[: len(shape)]
+    spec = partition_spec(names + (None,) * (len(shape) - len(names)))
+    return NamedSharding(mesh, PartitionSpec(spec[0], *_fit(spec, shape, mesh)[1:]))
+
+
+def check_config(config: Config, mesh: Mesh) -> None:
+    """Refuses a mesh that the batch or the heads of a config cannot be dealt to.
+
+    Raises:
+      ConfigError: rows, lengths of a pack or numbers of heads that the mesh does not divide.
+    """
+    check_rows(config.data.rows, mesh)
+    sizes = {
+        "data.text_len": (axes.SEQUENCE, config.data.text_len),
+        "data.und_len": (axes.SEQUENCE, config.data.und_len),
+        "data.gen_len": (axes.SEQUENCE, config.data.gen_len),
+        "model.num_heads": (axes.HEADS, config.model.num_heads),
+        # Queries of one group need its keys: half a key head is of no use to anyone.
+        "model.num_kv_heads": (axes.KV_HEADS, config.model.num_kv_heads),
+    }
+    if config.model.und_encoder == "siglip":
+        sizes["model.vit.num_heads"] = (axes.HEADS, config.model.vit.num_heads)
+    for key, (name, size) in sizes.items():
+        pieces = math.prod(mesh.shape[a] for a in RULES[name])
+        if size % pieces:
+            raise ConfigError(
+                f"{key}={size} cannot be dealt to mesh.{', mesh.'.join(RULES[name])} = {pieces} "
+                f"devices; choose a divisor of {size}, or another {key}"
+            )
 
 
 def check_rows(rows: int, mesh: Mesh) -> None:
@@ -134,19 +195,89 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
       mesh: from `mesh.make_mesh`.
 
     Returns:
-      The tree of global arrays, rows sharded.
+      The tree of global arrays: rows sharded, and the second dimension, tokens, over `context`
+      where it divides them.
     """
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+    blocks, count = row_blocks(mesh)
+
+    def put(x: Any) -> jax.Array:
+        # Of its rows a process holds every token, also where `context` spans processes.
+        shape = (x.shape[0] * count // len(blocks), *x.shape[1:])
+        return jax.make_array_from_process_local_data(token_sharding(shape, mesh), x, shape)
+
+    return jax.tree.map(put, batch)
+
+
+def fitting_spec(names: Sequence[str | None], shape: Sequence[int], mesh: Any) -> PartitionSpec:
+    """`partition_spec` with, in each dimension, as many of its axes as divide the size."""
+    return _fit(partition_spec(names), shape, mesh)
+
+
+def mesh_in_force() -> Any:
+    """The mesh that `jax.set_mesh` put into force; None without one, or with a single device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def pieces(name: str) -> int:
+    """Into how many pieces the mesh in force cuts a logical axis."""
+    mesh = mesh_in_force()
+    return 1 if mesh is None else math.prod(mesh.shape[a] for a in RULES[name])
 
 
 def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     """Asks the compiler to lay out activation `x` by the logical `names` of its dimensions.
 
-    Without a mesh in force, or on one device, `x` comes back as it is (names are checked anyway).
+    A dimension that its mesh axes do not divide (one picture on eight devices) is cut by as many of
+    them as do. Without a mesh in force, or on one device, `x` comes back as it is (names are
+    checked anyway).
     """
     spec = partition_spec(names)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = mesh_in_force()
+    if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, spec)
+    return jax.lax.with_sharding_constraint(x, _fit(spec, x.shape, mesh))
+
+
+def in_use(weight: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """A weight for the computation: gathered along `GATHERED`, still cut along the other axes.
+
+    Call it on the weight in the type of the computation, inside the layer that uses it: left to
+    itself the compiler may gather a batch of activations instead. The gradient is scattered again.
+    """
+    partition_spec(names)
+    return weight if mesh_in_force() is None else _gather(weight, tuple(names))
+
+
+def lookup(table_WxD: jax.Array, id_BxN: jax.Array) -> jax.Array:
+    """Rows ``[B, N, D]`` of a table with the logical axes vocab and embed.
+
+    Every device reads its own columns for all rows that share them; then columns are exchanged for
+    tokens. So the ids travel and what was read, but not the table.
+    """
+    read = table_WxD[constrain(id_BxN, (axes.LOOKUP, None))]
+    read = constrain(read, (axes.LOOKUP, None, axes.EMBED))
+    read = constrain(read, (axes.BATCH, None, axes.EMBED))  # one exchange at a time
+    return constrain(read, (axes.BATCH, axes.SEQUENCE, None))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+    return constrain(weight, _whole(names))
+
+
+def _whole(names: tuple[str | None, ...]) -> list[str | None]:
+    return [None if name in GATHERED else name for name in names]
+
+
+def _gather_forward(weight: jax.Array, names: tuple[str | None, ...]) -> tuple[jax.Array, None]:
+    return _gather(weight, names), None
+
+
+def _gather_backward(names: tuple[str | None, ...], _: None, grad: jax.Array) -> tuple[jax.Array]:
+    # Summed whole, then cut: compilers make that one reduce-scatter. Told to cut at once, they move
+    # the activations that the gradient is a product of.
+    return (constrain(constrain(grad, _whole(names)), names),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)

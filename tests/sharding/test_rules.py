@@ -30,12 +30,12 @@ def test_every_logical_axis_has_a_rule_and_only_known_mesh_axes():
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        ((axes.LAYERS, axes.EMBED, axes.HEADS), PartitionSpec(None, "fsdp", "tensor")),
-        ((axes.LAYERS, axes.MLP, axes.EMBED), PartitionSpec(None, "tensor", "fsdp")),
+        ((axes.LAYERS, axes.EMBED, axes.HEADS), PartitionSpec(None, ("fsdp", "context"), "tensor")),
+        ((axes.LAYERS, axes.MLP, axes.EMBED), PartitionSpec(None, "tensor", ("fsdp", "context"))),
         ((axes.BATCH, axes.SEQUENCE), PartitionSpec(("data", "fsdp"), "context")),
-        # fsdp is spent on the rows, so an activation's embed stays whole.
+        # What is spent on rows and tokens cannot cut an activation's embed too.
         ((axes.BATCH, axes.SEQUENCE, axes.EMBED), PartitionSpec(("data", "fsdp"), "context", None)),
-        ((None, axes.EMBED), PartitionSpec(None, "fsdp")),
+        ((None, axes.EMBED), PartitionSpec(None, ("fsdp", "context"))),
         ((), PartitionSpec()),
     ],
 )
@@ -63,8 +63,8 @@ def test_logical_to_sharding_keeps_the_tree(mesh):
     tree = {"a": {"kernel": (axes.EMBED, axes.MLP)}, "b": (axes.EMBED,)}
     shapes = {"a": {"kernel": jnp.zeros((4, 6))}, "b": jnp.zeros(4)}
     got = rules.logical_to_sharding(tree, mesh, shapes)
-    assert got["a"]["kernel"].spec == PartitionSpec("fsdp", "tensor")
-    assert got["b"].spec == PartitionSpec("fsdp")
+    assert got["a"]["kernel"].spec == PartitionSpec(("fsdp", "context"), "tensor")
+    assert got["b"].spec == PartitionSpec(("fsdp", "context"))
 
 
 def test_indivisible_axis_names_the_weight():
@@ -98,7 +98,7 @@ def test_put_batch_and_constrain(mesh):
     batch = {"x": np.arange(6, dtype=np.int32).reshape(2, 3)}
     put = rules.put_batch(batch, mesh)
     np.testing.assert_array_equal(put["x"], batch["x"])
-    assert put["x"].sharding.spec == rules.batch_sharding(mesh).spec
+    assert put["x"].sharding.spec == PartitionSpec(("data", "fsdp"), "context")
     assert rules.constrain(put["x"], (axes.BATCH, axes.SEQUENCE)) is put["x"]
     with pytest.raises(ConfigError):
         rules.constrain(put["x"], ("rows", None))
