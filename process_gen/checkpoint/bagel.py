@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -236,6 +237,25 @@ def load_vae(imported: Path, sizes: VaeSizes, shapes: Shapes) -> dict[str, Any]:
     with safetensors_io.open_folder(folder, ("ae",)) as reader:
         name_map.check(entries, _shapes(reader), str(folder / "ae.safetensors"))
         return _vae_params(reader, entries)
+
+
+def vae_fingerprint(imported: Path) -> str:
+    """16 hex digits over the autoencoder's tensors, for what is made with it and kept.
+
+    Args:
+      imported: see `load_vae`.
+
+    Raises:
+      CheckpointError: the file is missing or damaged.
+    """
+    folder = imported / OFFICIAL if (imported / OFFICIAL).is_dir() else imported
+    hashed = hashlib.sha256()
+    with safetensors_io.open_folder(folder, ("ae",)) as reader:
+        for key in sorted(reader.infos):
+            info = reader.infos[key]
+            hashed.update(f"{key} {info.dtype} {info.shape}\n".encode())
+            hashed.update(np.ascontiguousarray(reader.read(key)).reshape(-1).view(np.uint8).data)
+    return hashed.hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

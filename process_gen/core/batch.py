@@ -21,6 +21,7 @@ from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.errors import DataError
 from process_gen.core.grammar import Kind, Next, Segment
 from process_gen.core.patches import patchify
+from process_gen.core.places import NO_DROPOUT, Dropout, Spot, stand
 from process_gen.core.trajectory import Stage
 
 # A NumPy array in data workers, a JAX array on a device.
@@ -50,7 +51,8 @@ class PackedBatch(NamedTuple):
       patch_BxVxQ: uint8 pixels of understanding patches.
       patch_id_BxV: int32 row of the 2-D position table.
       patch_image_BxV: int32 number of the image in the pack, `NO_COPY` where padded.
-      latent_BxGxP: uint8 pixels (or the encoder's output) of latent tokens, not noised.
+      latent_BxGxP: uint8 pixels (or float32, what an encoder made of them) of latent tokens, not
+        noised.
       latent_id_BxG: int32 row of the 2-D position table.
       copy_BxG: int32 number of the noised copy in the pack, each with its own t; `NO_COPY` for
         clean tokens (t = 0) and padding.
@@ -114,22 +116,6 @@ class PatchSizes:
     und_grid: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Dropout:
-    """Chances of what is taken away while training.
-
-    Attributes:
-      text, prompt: that a noised copy is trained without its plan, and without any context.
-      vae, vit: that a clean latent copy, or an understanding copy, of a painted picture is seen by
-        its own inspection at most.
-    """
-
-    text: float = 0.0
-    prompt: float = 0.0
-    vae: float = 0.0
-    vit: float = 0.0
-
-
 class Lengths(NamedTuple):
     """Tokens in each part."""
 
@@ -183,7 +169,7 @@ class Run(NamedTuple):
       und: int32[6, n], rows order, visible_from, visible_to, position, table id, image.
       gen: int32[7, n], rows order, visible_from, visible_to, position, table id, copy, stage.
       patches: uint8[n, Q] of the und part.
-      latents: uint8[n, P] of the gen part.
+      latents: uint8[n, P] of the gen part, or float32.
       orders, images, copies: how many of each it uses.
     """
 
@@ -209,93 +195,12 @@ _PAD_UND = (*_PAD, 0, NO_COPY)
 _PAD_GEN = (*_PAD, 0, NO_COPY, NO_LABEL)
 
 
-class _Spot(NamedTuple):
-    """Where a segment stands in its trajectory."""
-
-    order: int
-    position: int
-    last_order: int
-
-
-def _spots(
-    segments: Sequence[Segment],
-    encoded: Sequence[Sequence[int]],
-    rng: np.random.Generator | None,
-    dropout: Dropout,
-) -> tuple[list[_Spot], int]:
-    """Gives every segment its first order and position; returns them and the number of orders.
-
-    Just before the prompt and before each plan lie as many order slots as noised copies could need,
-    so that a dropped copy never shares a slot with another one (they would see each other).
-    """
-    needed = [0] * len(segments)
-    for segment in segments:
-        if segment.kind is Kind.NOISED:
-            needed[0] += 1
-            if segment.plan:
-                needed[segment.plan] += 1
-    order = position = 0
-    slots: dict[int, tuple[int, int]] = {}
-    spots: list[_Spot] = []
-    for index, segment in enumerate(segments):
-        if segment.opens_slot:
-            slots[index] = (order, position)
-            order += needed[index]
-        if segment.kind is Kind.TEXT:
-            count = len(encoded[index]) + 2
-            spots.append(_Spot(order, position, order + count - 1))
-            order += count
-            position += count
-        elif segment.kind is Kind.NOISED:
-            slot = None
-            if rng is not None:
-                draw = rng.random()
-                if draw < dropout.prompt:
-                    slot = 0
-                elif draw < dropout.prompt + dropout.text:
-                    slot = segment.plan
-            if slot is None:
-                spots.append(_Spot(order, position, order))
-            else:
-                free, before = slots[slot]
-                slots[slot] = (free + 1, before)
-                spots.append(_Spot(free, before, free))
-            order += 1
-        else:
-            spots.append(_Spot(order, position, order))
-            order += 1
-            position += 1
-    return spots, order
-
-
-def _hide_copies(
-    segments: Sequence[Segment], rng: np.random.Generator | None, dropout: Dropout
-) -> list[Segment]:
-    """Ends the visibility of dropped context copies.
-
-    The inspection of a picture keeps every copy of it: what it says is to be seen, not guessed.
-    """
-    chance = {Kind.CLEAN: dropout.vae, Kind.UND: dropout.vit}
-    out = list(segments)
-    inspection: int | None = None  # of the picture that the walk from the end is at
-    for index in range(len(out) - 1, -1, -1):
-        segment = out[index]
-        if segment.kind is Kind.TEXT:
-            inspection = index if segment.stage is Stage.INSPECT else None
-        elif rng is not None and segment.hidden_after is None:
-            p = chance.get(segment.kind, 0.0)
-            if p and rng.random() < p:
-                last = index if inspection is None else inspection
-                out[index] = dataclasses.replace(segment, hidden_after=last)
-    return out
-
-
 def lay_out(
     segments: Sequence[Segment],
     ids: TokenIds,
     sizes: PatchSizes,
     *,
-    dropout: Dropout = Dropout(),
+    dropout: Dropout = NO_DROPOUT,
     rng: np.random.Generator | None = None,
 ) -> Run:
     """Writes one trajectory's tokens.
@@ -304,16 +209,14 @@ def lay_out(
       segments: of one trajectory, as `grammar.to_segments` gives them.
       ids: special tokens and the encoder.
       sizes: how pictures are cut.
-      dropout: chances of a noised copy to lose its plan or its whole context, and of context copies
-        to be hidden from what comes later.
+      dropout: chances of what is taken away.
       rng: draws the dropout; None drops nothing.
 
     Raises:
       DataError: a picture does not fit the patches or the position table.
     """
     encoded = [ids.encode(s.text) if s.kind is Kind.TEXT else () for s in segments]
-    spots, orders = _spots(segments, encoded, rng, dropout)
-    segments = _hide_copies(segments, rng, dropout)
+    spots, orders = stand(segments, [len(tokens) + 2 for tokens in encoded], dropout, rng)
     text: list[np.ndarray] = []
     und: list[np.ndarray] = []
     gen: list[np.ndarray] = []
@@ -321,23 +224,19 @@ def lay_out(
     latents: list[np.ndarray] = []
     copies = 0
     for segment, tokens, spot in zip(segments, encoded, spots, strict=True):
-        if segment.kind is Kind.NOISED:
-            visible_to = spot.order
-        elif segment.hidden_after is not None:
-            visible_to = spots[segment.hidden_after].last_order
-        else:
-            visible_to = orders - 1
-        if segment.kind is Kind.TEXT:
-            text.append(_text_block(segment, tokens, spot, visible_to, ids))
+        if spot is None:
             continue
-        text.append(_boundary_block(segment, spot, visible_to, ids))
+        if segment.kind is Kind.TEXT:
+            text.append(_text_block(segment, tokens, spot, ids))
+            continue
+        text.append(_boundary_block(segment, spot, ids))
         height, width = _size(segment)
         is_und = segment.kind is Kind.UND
         side = sizes.und if is_und else sizes.latent
         grid = sizes.und_grid if is_und else sizes.latent_grid
         table = table_ids(height, width, side, grid)
         block = np.empty((6 if is_und else 7, len(table)), np.int32)
-        block[:4] = np.array([spot.order, spot.order, visible_to, spot.position])[:, None]
+        block[:4] = np.array([spot.order, spot.order, spot.visible_to, spot.position])[:, None]
         block[4] = table
         if is_und:
             block[5] = len(und)
@@ -349,9 +248,9 @@ def lay_out(
             block[6] = int(segment.stage) if segment.loss else NO_LABEL
             copies += noised
             gen.append(block)
-            latents.append(patchify(segment.image, side))
+            latents.append(_latents(segment, side, len(table)))
     return Run(
-        text=np.concatenate(text, 1),
+        text=_join(text, 7),
         und=_join(und, 6),
         gen=_join(gen, 7),
         patches=_join_features(patches, sizes.und),
@@ -362,6 +261,16 @@ def lay_out(
     )
 
 
+def _latents(segment: Segment, side: int, count: int) -> np.ndarray:
+    if segment.encoded is None:
+        return patchify(segment.image, side)
+    rows, columns, features = segment.encoded.shape
+    if rows * columns != count:
+        height, width = _size(segment)
+        raise DataError(f"{rows}x{columns} stored latents are not those of {height}x{width} px")
+    return segment.encoded.reshape(count, features)
+
+
 def _join(blocks: list[np.ndarray], rows: int) -> np.ndarray:
     return np.concatenate(blocks, 1) if blocks else np.empty((rows, 0), np.int32)
 
@@ -370,17 +279,11 @@ def _join_features(blocks: list[np.ndarray], side: int) -> np.ndarray:
     return np.concatenate(blocks, 0) if blocks else np.empty((0, side * side * 3), np.uint8)
 
 
-def _text_block(
-    segment: Segment,
-    encoded: Sequence[int],
-    spot: _Spot,
-    visible_to: int,
-    ids: TokenIds,
-) -> np.ndarray:
+def _text_block(segment: Segment, encoded: Sequence[int], spot: Spot, ids: TokenIds) -> np.ndarray:
     tokens = np.array([ids.bos, *encoded, ids.eos], np.int32)
     block = np.empty((7, len(tokens)), np.int32)
     block[0] = block[1] = spot.order + np.arange(len(tokens))
-    block[2] = visible_to
+    block[2] = spot.visible_to
     block[3] = spot.position + np.arange(len(tokens))
     block[4] = tokens
     block[5] = NO_LABEL
@@ -393,10 +296,10 @@ def _text_block(
     return block
 
 
-def _boundary_block(segment: Segment, spot: _Spot, visible_to: int, ids: TokenIds) -> np.ndarray:
+def _boundary_block(segment: Segment, spot: Spot, ids: TokenIds) -> np.ndarray:
     """The pair of boundary tokens: und stream, but the image's order and position."""
     block = np.empty((7, 2), np.int32)
-    block[:4] = np.array([spot.order, spot.order, visible_to, spot.position])[:, None]
+    block[:4] = np.array([spot.order, spot.order, spot.visible_to, spot.position])[:, None]
     block[4] = (ids.image_start, ids.image_end)
     block[5] = NO_LABEL
     block[6] = int(segment.stage)
@@ -425,13 +328,15 @@ def _fill(
     return out
 
 
-def pack(runs: Sequence[Run], lengths: Lengths, sizes: PatchSizes) -> PackedBatch:
+def pack(runs: Sequence[Run], lengths: Lengths, sizes: PatchSizes, encoded: int = 0) -> PackedBatch:
     """Puts trajectories side by side into one row; every array lacks the batch axis.
 
     Args:
       runs: laid-out trajectories.
       lengths: T, V and G of the row.
       sizes: give Q and P, also for a row without pictures.
+      encoded: features of a latent token that an encoder made, which are float32; 0 where they are
+        pixels.
 
     Raises:
       DataError: they do not fit.
@@ -456,12 +361,14 @@ def pack(runs: Sequence[Run], lengths: Lengths, sizes: PatchSizes) -> PackedBatc
     gen[5, : len(clean)][clean] = NO_COPY
     patches = np.zeros((lengths.und, sizes.und**2 * 3), np.uint8)
     latents = np.zeros((lengths.gen, sizes.latent**2 * 3), np.uint8)
+    if encoded:
+        latents = np.zeros((lengths.gen, encoded), np.float32)
     for target, pieces in (
         (patches, [r.patches for r in runs]),
         (latents, [r.latents for r in runs]),
     ):
         at = 0
-        for piece in pieces:
+        for piece in filter(len, pieces):
             target[at : at + len(piece)] = piece
             at += len(piece)
     return PackedBatch(

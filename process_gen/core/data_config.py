@@ -24,6 +24,9 @@ class GrammarConfig:
       prompt_dropout: probability that it is trained without any context.
       vae_dropout, vit_dropout: probability that a clean latent copy, or an understanding copy, of a
         painted picture is seen by its own inspection at most, and by nothing that comes later.
+      deletion_dropout: whether text_dropout, vae_dropout and vit_dropout delete whole items from
+        the sequence instead, as BAGEL's trainer does: any text, also one that carries a loss, and
+        any clean or understanding copy. Process data should have text_dropout=0 with it.
     """
 
     context_images: Literal["vae+vit", "vit", "vae"] = "vae+vit"
@@ -34,6 +37,7 @@ class GrammarConfig:
     prompt_dropout: float = 0.0
     vae_dropout: float = 0.0
     vit_dropout: float = 0.0
+    deletion_dropout: bool = False
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -87,6 +91,8 @@ class DataConfig:
       sources, eval_sources: mixtures for training and for the fixed held-out split.
       image_size: long side in pixels that all pictures are resized to, their aspect kept. With 0
         the reference's rule decides where model.codec="flux", and pixels are left as they are.
+      stored_latents: whether the autoencoder's work was done ahead by `launch.encode_latents`, for
+        every source. Then the run does not need it.
       text_len, und_len, gen_len: T, V and G of a pack.
       rows: packs in a global batch.
       eval_rows: packs of the held-out split, all evaluated each time.
@@ -100,6 +106,7 @@ class DataConfig:
     eval_sources: tuple[SourceConfig, ...] = ()
     grammar: GrammarConfig = GrammarConfig()
     image_size: int = 0
+    stored_latents: bool = False
     text_len: int = 448
     und_len: int = 112
     gen_len: int = 224

@@ -25,6 +25,8 @@ import enum
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from process_gen.core.configs import GrammarConfig
 from process_gen.core.errors import GrammarError, TrajectoryError
 from process_gen.core.trajectory import (
@@ -107,6 +109,8 @@ class Segment:
       part: what it says or shows.
       text: the words of a text segment.
       image: the picture of the other kinds, ``uint8[H, W, 3]``.
+      encoded: what a frozen encoder made of it for latent tokens, ``float32[rows, columns, F]``;
+        None where tokens are pixels.
       loss: cross-entropy on a text, flow loss on a noised image.
       next: CONTROL label at its closing token; None carries no label.
       plan: index of the plan's (or prompt's) segment that the picture was drawn for. A text-dropped
@@ -118,6 +122,7 @@ class Segment:
     part: Part
     text: str = ""
     image: Image | None = None
+    encoded: np.ndarray | None = None
     loss: bool = False
     next: Next | None = None
     plan: int | None = None

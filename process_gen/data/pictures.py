@@ -43,9 +43,11 @@ class Pictures:
             if segment.image is None:
                 out.append(segment)
                 continue
-            key = (id(segment.image), segment.kind is Kind.UND)  # copies share their picture
+            und = segment.kind is Kind.UND
+            key = (id(segment.image), und)  # copies share their picture
             if key not in made:
-                made[key] = self._resized(segment.image, segment.kind is Kind.UND, blank)
+                empty = blank or segment.encoded is not None  # only its size is looked at
+                made[key] = self._resized(segment.image, und, empty)
             out.append(dataclasses.replace(segment, image=made[key]))
         return out
 

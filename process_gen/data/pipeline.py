@@ -1,8 +1,8 @@
 """From a config to batches: plans of epochs chained into one random-access sequence of rows.
 
 Row r of the run is a pack of some epoch's plan; batch b is the rows ``[b * rows, (b + 1) * rows)``,
-of which a process builds those that its devices hold. All of it is a pure function of the config and r, so
-resuming costs one integer and holds when the number of processes or of threads changes.
+of which a process builds those that its devices hold. All of it is a pure function of the config
+and r, so resuming costs one integer and holds when the number of processes or of threads changes.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from process_gen.data.packing import (
 )
 from process_gen.data.pictures import picture_rule
 from process_gen.data.sources import Source, Split, build_source
+from process_gen.data.stored_latents import attach, open_all
 from process_gen.data.tokenizer import load_tokenizer, token_ids
 
 STATE_VERSION = 1
@@ -110,6 +111,8 @@ class Rows:
         self._window = data.window
         self._weights = [source.weight for source in sources]
         self._sources: list[Source] = [build_source(s, data.seed, split) for s in sources]
+        self._latents = open_all(config, sources) if data.stored_latents else []
+        self._encoded = 2 * config.model.latent_features if data.stored_latents else 0
         self._names = [f"{source.kind} (source {i})" for i, source in enumerate(sources)]
         self._plan_lock, self._skip_lock = threading.Lock(), threading.Lock()
         self._row_lock = threading.Lock()
@@ -241,11 +244,19 @@ class Rows:
                 continue
             room = left
             runs.append(run)
-        return pack(runs, self._limits, self._sizes)
+        return self.packed(runs)
+
+    def packed(self, runs: Sequence[Run]) -> PackedBatch:
+        """A row of the given trajectories."""
+        return pack(runs, self._limits, self._sizes, self._encoded)
 
     def _build(self, source: int, index: int, rng: np.random.Generator) -> Run:
         own = self._sources[source]
-        segments = self._pictures(to_segments(own[index], self._grammar, own.supervise))
+        trajectory = own[index]
+        segments = to_segments(trajectory, self._grammar, own.supervise)
+        if self._latents:
+            segments = attach(segments, trajectory, self._latents[source][index])
+        segments = self._pictures(segments)
         return lay_out(segments, self._ids, self._sizes, dropout=self._dropout, rng=rng)
 
     def skipped(self) -> Skipped:
@@ -300,6 +311,7 @@ class TrainIterator:
             prompt=grammar.prompt_dropout,
             vae=grammar.vae_dropout,
             vit=grammar.vit_dropout,
+            delete=grammar.deletion_dropout,
         )
         self._rows_per_batch = rows
         self._prefetch = config.data.prefetch
@@ -401,9 +413,7 @@ class TrainIterator:
         self._next, self._iterator = next_batch, None
 
 
-def train_dataset(
-    config: Config, blocks: Sequence[int] = (0,), count: int = 1
-) -> TrainIterator:
+def train_dataset(config: Config, blocks: Sequence[int] = (0,), count: int = 1) -> TrainIterator:
     """Endless training batches.
 
     Args:
@@ -418,9 +428,7 @@ def train_dataset(
     return TrainIterator(config, blocks, count)
 
 
-def eval_batches(
-    config: Config, blocks: Sequence[int] = (0,), count: int = 1
-) -> list[PackedBatch]:
+def eval_batches(config: Config, blocks: Sequence[int] = (0,), count: int = 1) -> list[PackedBatch]:
     """The fixed held-out split: `data.eval_rows` packs of `data.eval_sources`, without dropout.
 
     The packs depend on the eval sources, the pack shape and the grammar, never on `data.seed`. The
@@ -436,7 +444,7 @@ def eval_batches(
         return []
     rows = Rows(config, data.eval_sources, "eval", Dropout())
     wanted = min(data.eval_rows, len(rows.plan(0)))
-    empty = pack([], Lengths(data.text_len, data.und_len, data.gen_len), patch_sizes(config))
+    empty = rows.packed([])
     batches = []
     for first in range(0, wanted, data.rows):
         numbers = [first + row for row in mine]

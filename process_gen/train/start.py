@@ -11,6 +11,7 @@ from etils import epath
 from process_gen.checkpoint import bagel, manager
 from process_gen.core.configs import Config
 from process_gen.core.errors import ConfigError
+from process_gen.data.stored_latents import open_all
 from process_gen.models.shapes import BAGEL
 
 # How the same model is run is the new run's own affair.
@@ -52,11 +53,12 @@ def adopt(config: Config, workdir: epath.PathLike) -> Config:
 
 
 def frozen_codec(config: Config) -> Any:
-    """The codec's weights, NumPy arrays; None where it has none.
+    """The codec's weights, NumPy arrays; None where it has none or its work was done ahead.
 
     Raises:
       ConfigError: there are some, and `train.init_from` does not say where.
       CheckpointError: no imported folder stands behind it, or its file is damaged.
+      DataError: stored latents were made by another autoencoder, or there are none.
     """
     if config.model.codec != "flux":
         return None
@@ -68,4 +70,8 @@ def frozen_codec(config: Config) -> Any:
         )
     folder, _, stated, _ = manager.find(start)
     official = bagel.find_official(Path(start), Path(folder), stated)
+    if config.data.stored_latents:
+        fingerprint = bagel.vae_fingerprint(official)
+        open_all(config, (*config.data.sources, *config.data.eval_sources), fingerprint)
+        return None
     return bagel.load_vae(official, config.model.vae, BAGEL)

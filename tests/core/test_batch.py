@@ -150,6 +150,78 @@ def test_dropping_the_text_of_a_one_shot_copy_leaves_nothing(ids, sizes):
     assert seen_by(run, 0) == [[4, 5], [0, 1], []]
 
 
+# ---- deleted items: BAGEL's trainer --------------------------------------------------------------
+
+TWO_PICTURES = Trajectory(
+    "dot",
+    steps=(
+        Step("<ins>a</ins><des>a</des>", IMAGE, "fine"),
+        Step("<ins>b</ins><des>b</des>", IMAGE, "fine"),
+    ),
+    final_image=IMAGE,
+)
+
+
+def positions(run):
+    """Rotary positions of texts (boundaries included), latents and patches."""
+    return [part[3].tolist() for part in (run.text, run.gen, run.und)]
+
+
+# Kept: prompt 0..7 | plan 8..10 | noised, clean 11 | patches 12 | inspection 13..15
+# | plan 16..18 | noised, clean 19 | patches 20 | inspection 21..23.
+def test_a_deleted_text_moves_what_follows_up_and_takes_its_labels_along(ids, sizes):
+    run = run_of(TWO_PICTURES, ids, sizes, Dropout(text=1.0, delete=True))
+    # No text is left: both pictures, each with its boundary tokens.
+    assert run.text[4].tolist() == [3, 4] * 6
+    assert positions(run) == [
+        [0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3],
+        [0, 0, 0, 0, 2, 2, 2, 2],
+        [1, 1, 3, 3],
+    ]
+    # What is left of the labels are the decisions at the pictures' last copies.
+    assert run.text[5].tolist() == [*[NO_LABEL] * 5, 1, *[NO_LABEL] * 5, 1]
+    assert [seen_by(run, token) for token in (0, 2, 4)] == [
+        [[0, 1], [0, 1], []],
+        [[2, 3], [2, 3], []],
+        [[2, 3, 4, 5, 6, 7], [2, 3, 4, 5], [0, 1]],
+    ]
+
+
+def test_a_deleted_picture_leaves_its_position_empty(ids, sizes):
+    kept = run_of(TWO_PICTURES, ids, sizes)
+    without_clean = run_of(TWO_PICTURES, ids, sizes, Dropout(vae=1.0, delete=True))
+    assert (without_clean.gen[5] != NO_COPY).all() and without_clean.gen.shape[1] == 4
+    clean = [13, 14, 25, 26]  # boundary tokens of the clean copies
+    np.testing.assert_array_equal(without_clean.text[3:], np.delete(kept.text[3:], clean, 1))
+    np.testing.assert_array_equal(without_clean.und[3], kept.und[3])
+    neither = run_of(TWO_PICTURES, ids, sizes, Dropout(vae=1.0, vit=1.0, delete=True))
+    assert neither.und.shape == (6, 0) and neither.patches.shape[0] == 0
+    gone = [*clean, 15, 16, 27, 28]
+    np.testing.assert_array_equal(neither.text[3:], np.delete(kept.text[3:], gone, 1))
+    # Prompt and plan, not the first noised copy; inspection, plan, its own boundary tokens.
+    assert seen_by(neither, 2) == [[*range(11), *range(13, 21)], [2, 3], []]
+
+
+def test_chances_of_deletion_are_independent_and_a_pack_may_become_empty(ids, sizes):
+    counts = np.zeros(3)
+    texts = 0
+    for seed in range(300):
+        segments = to_segments(TWO_PICTURES, GrammarConfig())
+        dropout = Dropout(text=0.2, vae=0.5, vit=0.3, delete=True)
+        run = lay_out(segments, ids, sizes, dropout=dropout, rng=np.random.default_rng(seed))
+        assert (run.gen[5] != NO_COPY).sum() == 4  # noised copies stay
+        texts += int((run.text[4] == ids.bos).sum())
+        counts += [texts, (run.gen[5] == NO_COPY).sum() / 2, run.und.shape[1] / 2]
+    assert texts / (300 * 5) == pytest.approx(0.8, abs=0.04)
+    assert counts[1:] / 600 == pytest.approx([0.5, 0.7], abs=0.06)
+    only_text = Trajectory("dot", steps=(Step("<ins>a</ins><des>a</des>"),))
+    empty = run_of(only_text, ids, sizes, Dropout(text=1.0, delete=True))
+    row = pack([empty, run_of(ONE_SHOT, ids, sizes)], ROOM, sizes)
+    alone = pack([run_of(ONE_SHOT, ids, sizes)], ROOM, sizes)
+    assert empty.lengths == (0, 0, 0)
+    np.testing.assert_array_equal(row.token_BxT, alone.token_BxT)
+
+
 PLAN = "<ins>a</ins><des>a</des>"
 LONG = Trajectory(
     "dot",
