@@ -17,6 +17,8 @@ class LossConfig:
       ce_weight, mse_weight: multiply the token means of cross-entropy and flow loss.
       ce_weight_late: the cross-entropy's weight from the fraction `late_from` of training on; None
         keeps `ce_weight` throughout.
+      ce_reweighting: whether a text of n tokens counts as sqrt(n) tokens and not as n
+        (`losses.text.item_weights`).
       stage_scales: factor of a stage's tokens, by stage name in lower case; 1 where not named.
       t_mean, t_std: t = sigmoid(normal(t_mean, t_std)), t = 1 being noise.
       timestep_shift: s in t <- s t / (1 + (s - 1) t).
@@ -29,6 +31,7 @@ class LossConfig:
     mse_weight: float = 1.0
     ce_weight_late: float | None = None
     late_from: float = 0.4
+    ce_reweighting: bool = False
     stage_scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
     t_mean: float = 0.0
     t_std: float = 1.0

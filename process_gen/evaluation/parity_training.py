@@ -12,12 +12,12 @@ import numpy as np
 from process_gen.checkpoint import name_map
 from process_gen.core import flow_matching as flow
 from process_gen.core.attention_mask import dense_mask
-from process_gen.core.batch import Place, table_ids
+from process_gen.core.batch import NO_LABEL, Place, table_ids
 from process_gen.core.patches import patchify
 from process_gen.data.images import normalise
 from process_gen.evaluation.parity import Arrays, Model
 from process_gen.losses.flow import velocity_error
-from process_gen.losses.text import cross_entropy
+from process_gen.losses.text import cross_entropy, item_weights
 from process_gen.models.layers import sincos_table
 from process_gen.models.unified import Streams
 from process_gen.models.vae import sample_latent
@@ -103,7 +103,8 @@ def training(model: Model, x: Arrays) -> Computed:
         at = np.searchsorted(targets.text_at, x["ce_loss_indexes"])
         picked = logits[0, at]
         ce = cross_entropy(picked[None], jnp.asarray(x["packed_label_ids"])[None])[0]
-        weights = x["ce_loss_weights"]
+        weights = _text_weights(model, x)
+        computed["in.ce_loss_weights"] = weights
         computed |= {
             "out.ce_logits": picked,
             "out.ce": ce,
@@ -126,6 +127,15 @@ def training(model: Model, x: Arrays) -> Computed:
         losses.append(per_token.mean())
     computed["out.loss"] = sum(losses)
     return {name: np.asarray(value) for name, value in computed.items()}
+
+
+def _text_weights(model: Model, x: Arrays) -> np.ndarray:
+    """The weights of `ce_loss_reweighting` at the places with a label."""
+    at, token_ids = x["ce_loss_indexes"], x["token_ids"]
+    label = np.full(len(token_ids), NO_LABEL, np.int32)
+    label[at] = x["packed_label_ids"]
+    special = token_ids == model.contexts.ids.eos
+    return np.asarray(item_weights(jnp.asarray(label)[None], jnp.asarray(special)[None]))[0, at]
 
 
 class _Targets(NamedTuple):

@@ -3,7 +3,8 @@
     loss = w_ce  sum(s(stage) ce)  / N_ce  +  w_mse  sum(s(stage) mse) / N_mse
 
 N counts all supervised tokens of the kind in the whole global batch, whatever the number of packs,
-micro-batches or devices; scales s = 1 give BAGEL's loss exactly.
+micro-batches or devices; scales s = 1 give BAGEL's loss exactly. Where tokens of text have weights,
+they multiply ce, and N_ce is their sum.
 """
 
 from __future__ import annotations
@@ -51,10 +52,13 @@ class Counts(NamedTuple):
     mse: jax.Array
 
 
-def count(ce_stage_BxT: jax.Array, mse_stage_BxG: jax.Array) -> Counts:
-    """Supervised tokens of a (global) batch, float32 scalars."""
+def count(
+    ce_stage_BxT: jax.Array, mse_stage_BxG: jax.Array, ce_token_BxT: jax.Array | None = None
+) -> Counts:
+    """Supervised tokens of a (global) batch, float32 scalars; or the sum of their weights."""
+    ce_token_BxT = jnp.ones((1, 1)) if ce_token_BxT is None else ce_token_BxT
     return Counts(
-        jnp.sum(ce_stage_BxT >= 0).astype(jnp.float32),
+        jnp.sum(jnp.where(ce_stage_BxT >= 0, ce_token_BxT, 0.0)),
         jnp.sum(mse_stage_BxG >= 0).astype(jnp.float32),
     )
 
@@ -74,6 +78,7 @@ def reduce(
     ce_weight: jax.Array | float,
     mse_weight: jax.Array | float,
     scales: np.ndarray,
+    ce_token_BxT: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
     """The scalar loss, and metrics as (numerator, denominator) pairs.
 
@@ -82,17 +87,20 @@ def reduce(
       counts: of the *whole* global batch, so that parts add up.
       ce_weight, mse_weight: of the two kinds.
       scales: of `scale_table`.
+      ce_token_BxT: weights of the text's tokens, which `counts` took into account; 1 where None.
+        Metrics do not have them.
 
     Returns:
       The loss (this part's share of it), and every name of `STAGE_METRICS` plus "ce" and "mse".
     """
     sums, metrics = {}, {}
-    for kind, value, stage in (
-        ("ce", elements.ce_BxT, elements.ce_stage_BxT),
-        ("mse", elements.mse_BxG, elements.mse_stage_BxG),
+    for kind, value, stage, weight in (
+        ("ce", elements.ce_BxT, elements.ce_stage_BxT, ce_token_BxT),
+        ("mse", elements.mse_BxG, elements.mse_stage_BxG, None),
     ):
         used = stage >= 0
         scale = jnp.asarray(scales)[jnp.maximum(stage, 0)]
+        scale = scale if weight is None else scale * weight
         sums[kind] = jnp.sum(jnp.where(used, value * scale, 0.0))
         metrics[kind] = (
             jnp.sum(jnp.where(used, value, 0.0)),

@@ -25,6 +25,26 @@ def cross_entropy(logits_BxTxW: jax.Array, label_BxT: jax.Array) -> jax.Array:
     return jnp.where(label_BxT >= 0, loss_BxT, 0.0)
 
 
+def item_weights(label_BxT: jax.Array, special_BxT: jax.Array) -> jax.Array:
+    """``float32[B, T]``: 1 / sqrt(n) for each of the n labels of a text, as BAGEL's trainer weighs
+    them with `ce_loss_reweighting`; 1 for special labels, 0 without a label.
+
+    A text's labels lie side by side and end before its closing token, whose label is special.
+
+    Args:
+      label_BxT: int32; negative where there is no loss.
+      special_BxT: bool, labels of closing tokens.
+    """
+    own_BxT = (label_BxT >= 0) & ~special_BxT
+    first_BxT = own_BxT & ~jnp.pad(own_BxT, ((0, 0), (1, 0)))[:, :-1]
+    text_BxT = jnp.cumsum(first_BxT, 1)
+    row_Bx1 = jnp.arange(label_BxT.shape[0])[:, None]
+    labels_BxN = jnp.zeros((label_BxT.shape[0], label_BxT.shape[1] + 1), jnp.float32)
+    labels_BxN = labels_BxN.at[row_Bx1, text_BxT].add(own_BxT.astype(jnp.float32))
+    own_weight_BxT = jax.lax.rsqrt(jnp.maximum(labels_BxN[row_Bx1, text_BxT], 1.0))
+    return jnp.where(own_BxT, own_weight_BxT, jnp.where(label_BxT >= 0, 1.0, 0.0))
+
+
 def head_cross_entropy(
     hidden_BxTxD: jax.Array, kernel_DxW: jax.Array, label_BxT: jax.Array, chunk: int
 ) -> jax.Array:

@@ -17,9 +17,10 @@ from process_gen.core import axes, trees
 from process_gen.core import flow_matching as flow
 from process_gen.core.batch import PackedBatch
 from process_gen.core.configs import Config, LossConfig
+from process_gen.core.trajectory import Stage
 from process_gen.losses import stages
 from process_gen.losses.flow import velocity_error
-from process_gen.losses.text import cross_entropy, head_cross_entropy
+from process_gen.losses.text import cross_entropy, head_cross_entropy, item_weights
 from process_gen.models.functional import ModelFns
 from process_gen.models.image_codecs import normalise
 from process_gen.models.unified import Streams
@@ -115,9 +116,15 @@ def _text_loss(
     return head_cross_entropy(hidden_BxTxD, kernel, label_BxT, config.loss.vocab_chunk)
 
 
-def _counts(batch: PackedBatch) -> stages.Counts:
+def _text_weights(batch: PackedBatch, config: Config) -> jax.Array | None:
+    if not config.loss.ce_reweighting:
+        return None
+    return item_weights(batch.label_BxT, batch.label_stage_BxT == int(Stage.CONTROL))
+
+
+def _counts(batch: PackedBatch, config: Config) -> stages.Counts:
     ce_stage_BxT = jnp.where(batch.label_BxT >= 0, batch.label_stage_BxT, -1)
-    return stages.count(ce_stage_BxT, batch.target_stage_BxG)
+    return stages.count(ce_stage_BxT, batch.target_stage_BxG, _text_weights(batch, config))
 
 
 def _loss(
@@ -144,6 +151,7 @@ def _loss(
         ce_weight=ce_weight,
         mse_weight=config.loss.mse_weight,
         scales=stages.scale_table(config.loss.stage_scales),
+        ce_token_BxT=_text_weights(batch, config),
     )
 
 
@@ -178,7 +186,7 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(key, state.step)
         draws = draw(key, batch, latents)
-        counts = _counts(batch)
+        counts = _counts(batch, config)
         ce_weight = ce_weight_at(state.step, state.total_steps, config.loss)
 
         trained = trees.take(state.params, rule.trained)
@@ -227,7 +235,7 @@ def make_eval_step(
     whole = functools.partial(_loss, fns=fns, config=config, latents=latents)
 
     def eval_step(params: Any, batch: PackedBatch, key: jax.Array) -> Metrics:
-        draws, counts = draw(key, batch, latents), _counts(batch)
+        draws, counts = draw(key, batch, latents), _counts(batch, config)
         loss, metrics = whole({}, params, batch, draws, counts, ce_weight)
         return {"loss": (loss, jnp.float32(1.0)), **metrics}
 

@@ -95,3 +95,18 @@ def test_a_batch_without_one_kind_has_a_finite_loss():
     counts = count(empty.ce_stage_BxT, empty.mse_stage_BxG)
     loss, metrics = reduce(empty, counts, ce_weight=1.0, mse_weight=1.0, scales=ONES)
     assert float(loss) == pytest.approx(63 / 6) and float(metrics["mse"][1]) == 0.0
+
+
+def test_weights_of_tokens_enter_the_loss_and_its_count_and_no_metric():
+    weight = jnp.asarray([[0.5, 0.5, 1.0, 9.0], [1.0, 0.25, 0.25, 9.0]])
+    counts = count(ELEMENTS.ce_stage_BxT, ELEMENTS.mse_stage_BxG, weight)
+    assert (float(counts.ce), float(counts.mse)) == (3.5, 3.0)
+    factors = {"ce_weight": 1.0, "mse_weight": 1.0, "scales": scale_table({"plan": 2.0})}
+    loss, metrics = reduce(ELEMENTS, counts, **factors, ce_token_BxT=weight)
+    expected = 2 * (0.5 * 1 + 0.5 * 2) + 1.0 * 4 + 1.0 * 8 + 0.25 * 16 + 0.25 * 32
+    assert float(loss) == pytest.approx(expected / 3.5 + 4.5 / 3)
+    plain, plain_metrics = reduce(ELEMENTS, COUNTS, **factors)
+    assert float(plain) != pytest.approx(float(loss))
+    assert {k: tuple(map(float, v)) for k, v in metrics.items()} == {
+        k: tuple(map(float, v)) for k, v in plain_metrics.items()
+    }

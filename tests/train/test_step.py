@@ -18,8 +18,9 @@ from process_gen.core.batch import (
     pack,
     stack,
 )
-from process_gen.core.configs import Config, from_mapping
+from process_gen.core.configs import Config, LossConfig, from_mapping
 from process_gen.core.grammar import to_segments
+from process_gen.core.trajectory import Stage
 from process_gen.data.tokenizer import load_tokenizer, token_ids
 from process_gen.losses import stages
 from process_gen.models import functional
@@ -302,6 +303,20 @@ def test_the_weight_of_words_changes_once_on_the_way():
     total = jnp.int32(100)
     weights = [float(step.ce_weight_at(jnp.int32(i), total, config.loss)) for i in (0, 39, 40, 99)]
     assert weights == pytest.approx([0.3, 0.3, 1.5, 1.5])
+
+
+def test_reweighted_texts_count_by_the_root_of_their_length(setup):
+    config, _, _ = setup
+    batch = three_rows(config)
+    wanted = 0.0
+    for label, stage in zip(batch.label_BxT, batch.label_stage_BxT, strict=True):
+        special = (label >= 0) & (stage == int(Stage.CONTROL))
+        own = np.flatnonzero((label >= 0) & ~special)
+        texts = np.split(own, np.flatnonzero(np.diff(own) > 1) + 1)
+        wanted += special.sum() + sum(len(text) ** 0.5 for text in texts)
+    reweighted = dataclasses.replace(config, loss=LossConfig(ce_reweighting=True))
+    assert float(step._counts(batch, reweighted).ce) == pytest.approx(wanted, rel=1e-6)
+    assert float(step._counts(batch, config).ce) == (batch.label_BxT >= 0).sum() > 2 * wanted
 
 
 def test_ids_outside_the_tables_are_refused(setup):
