@@ -16,6 +16,9 @@ part's closing token:
 
 `text`, `image` and `end` are the tokens ``<|im_start|>``, ``<|vision_start|>`` and
 ``<|endoftext|>``; `core.batch` knows their numbers.
+
+Edits and answers to questions about pictures, which BAGEL's own data holds, are conversations: what
+the user gave is context, what the model replied is learned, and of what comes next nothing is said.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from process_gen.core.trajectory import (
     Stage,
     Step,
     Trajectory,
+    Turn,
     parse_plan,
     refine_command,
 )
@@ -72,6 +76,10 @@ class Part(enum.Enum):
     REFINED_PLAN = "re-emitted plan"
     REFINED = "refined picture"
     ONE_SHOT = "one-shot picture"
+    GIVEN = "given picture"
+    ASKED = "words of the user"
+    REPLY = "words of a reply"
+    REPLY_PICTURE = "picture of a reply"
 
 
 # What follows a part after each legal decision; None is the end of the trajectory.
@@ -85,6 +93,10 @@ TRANSITIONS: dict[Part, dict[Next, Part | None]] = {
     Part.REFINED_PLAN: {Next.IMAGE: Part.REFINED},
     Part.REFINED: {Next.TEXT: Part.PLAN, Next.END: None},
     Part.ONE_SHOT: {},
+    Part.GIVEN: {},
+    Part.ASKED: {},
+    Part.REPLY: {},
+    Part.REPLY_PICTURE: {},
 }
 
 STAGE_OF = {
@@ -97,6 +109,10 @@ STAGE_OF = {
     Part.REFINED_PLAN: Stage.REFINE,
     Part.REFINED: Stage.REFINE,
     Part.ONE_SHOT: Stage.ONE_SHOT,
+    Part.GIVEN: Stage.PROMPT,
+    Part.ASKED: Stage.PROMPT,
+    Part.REPLY: Stage.ANSWER,
+    Part.REPLY_PICTURE: Stage.ONE_SHOT,
 }
 
 
@@ -116,6 +132,7 @@ class Segment:
       plan: index of the plan's (or prompt's) segment that the picture was drawn for. A text-dropped
         noised copy takes the order slot just before it.
       hidden_after: index of the last segment that sees this one; None is the trajectory's end.
+      firm: whether no dropout may take it away.
     """
 
     kind: Kind
@@ -127,6 +144,7 @@ class Segment:
     next: Next | None = None
     plan: int | None = None
     hidden_after: int | None = None
+    firm: bool = False
 
     @property
     def stage(self) -> Stage:
@@ -141,6 +159,8 @@ class Segment:
             Part.BARE_PROMPT,
             Part.PLAN,
             Part.REFINED_PLAN,
+            Part.GIVEN,
+            Part.ASKED,
         )
 
 
@@ -187,14 +207,16 @@ def hidden_kinds(settings: GrammarConfig) -> tuple[Kind, ...]:
 class _Writer:
     """Collects segments; knows which copies a picture needs."""
 
-    def __init__(self, settings: GrammarConfig):
+    def __init__(self, settings: GrammarConfig, firm: bool = False):
         self.settings = settings
+        self.firm = firm
         self.segments: list[Segment] = []
 
     def text(self, part: Part, text: str, loss: bool, following: Next | None) -> int:
         if following is not None and following not in TRANSITIONS[part]:
             raise GrammarError(f"{following.value} may not follow a {part.value}")
-        self.segments.append(Segment(Kind.TEXT, part, text=text, loss=loss, next=following))
+        made = Segment(Kind.TEXT, part, text=text, loss=loss, next=following, firm=self.firm)
+        self.segments.append(made)
         return len(self.segments) - 1
 
     def image(
@@ -202,7 +224,7 @@ class _Writer:
         part: Part,
         image: Image,
         *,
-        plan: int,
+        plan: int | None,
         target: bool,
         copies: tuple[Kind, ...],
         following: Next | None,
@@ -216,7 +238,8 @@ class _Writer:
         for kind in copies:
             last = kind is copies[-1]
             label = following if last else None
-            self.segments.append(Segment(kind, part, image=image, next=label, plan=plan))
+            made = Segment(kind, part, image=image, next=label, plan=plan, firm=self.firm)
+            self.segments.append(made)
         return list(range(first, len(self.segments)))
 
 
@@ -228,7 +251,7 @@ def to_segments(
     """Writes a trajectory as segments.
 
     Args:
-      trajectory: of mode "process" or "one_shot".
+      trajectory: of mode "process", "one_shot", "edit" or "understand", or with turns.
       settings: which copies are seen, which are targets.
       supervise: "all" as docs/grammar.md says; "last_inspection" makes everything context but the
         last inspection, for critiques of other people's sketches; "last_repair" adds to it what
@@ -246,8 +269,13 @@ def to_segments(
         image = trajectory.final_image
         out.image(Part.ONE_SHOT, image, plan=prompt, target=True, copies=(), following=None)
         return out.segments
+    if trajectory.turns or trajectory.mode in ("edit", "understand"):
+        return _conversation(trajectory, settings)
     if trajectory.mode != "process":
-        raise GrammarError(f"no grammar for mode {trajectory.mode!r}; known: process, one_shot")
+        raise GrammarError(
+            f"no grammar for mode {trajectory.mode!r} without turns; known: process, one_shot, "
+            "edit, understand"
+        )
     if not trajectory.steps:
         raise GrammarError(f"process trajectory {trajectory.prompt[:60]!r} has no steps")
     wrapped = prompt_text(trajectory.prompt, "process")
@@ -256,6 +284,46 @@ def to_segments(
         last = i == len(trajectory.steps) - 1
         repair = last and supervise == "last_repair"
         _write_step(out, step, last=last, everything=everything, repair=everything or repair)
+    return out.segments
+
+
+def _turns(trajectory: Trajectory) -> tuple[Turn, ...]:
+    """The conversation that a trajectory is."""
+    if trajectory.turns:
+        return trajectory.turns
+    given = [Turn(False, image=image) for image in trajectory.inputs]
+    reply = Turn(True, image=trajectory.final_image)
+    if trajectory.mode == "understand":
+        reply = Turn(True, text=trajectory.text)
+    return (*given, Turn(False, text=trajectory.prompt), reply)
+
+
+def _conversation(trajectory: Trajectory, settings: GrammarConfig) -> list[Segment]:
+    """Segments of an edit or of an answer, as BAGEL's data sets have them.
+
+    Where the model paints, pictures have the copies that `context_images` names; a question about a
+    picture shows the understanding copy alone, and loses nothing to dropout.
+    """
+    turns = _turns(trajectory)
+    if any(turn.text is None and turn.image is None for turn in turns):
+        raise GrammarError(f"{trajectory.mode} {trajectory.prompt[:60]!r} has no reply")
+    paints = any(turn.by_model and turn.image is not None for turn in turns)
+    copies = context_kinds(settings)
+    if not paints and Kind.UND in copies:
+        copies = (Kind.UND,)
+    out = _Writer(settings, firm=not paints)
+    words: int | None = None  # where the words that lead to a picture begin
+    for i, turn in enumerate(turns):
+        if turn.text is not None:
+            part = Part.REPLY if turn.by_model else Part.ASKED
+            index = out.text(part, turn.text, turn.by_model, None)
+            words = index if words is None else words
+        elif turn.image is not None:
+            part = Part.REPLY_PICTURE if turn.by_model else Part.GIVEN
+            seen = copies if not turn.by_model or i < len(turns) - 1 else ()
+            image, target = turn.image, turn.by_model
+            out.image(part, image, plan=words, target=target, copies=seen, following=None)
+            words = None
     return out.segments
 
 
@@ -309,9 +377,10 @@ def _write_step(out: _Writer, step: Step, *, last: bool, everything: bool, repai
 
 
 def from_segments(segments: Sequence[Segment]) -> Trajectory:
-    """Reads a trajectory back out of segments; the inverse of `to_segments`.
+    """Reads a painting back out of segments; the inverse of `to_segments`.
 
     Copies of one picture count once, so the settings that wrote the segments are not needed.
+    Conversations have no way back: the mode is not in the segments.
 
     Raises:
       GrammarError: a part in a place where the table does not allow it.

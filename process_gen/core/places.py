@@ -90,7 +90,8 @@ def _kept(segments: Sequence[Segment], dropout: Dropout, rng: np.random.Generato
     """Which segments are not deleted; noised copies never are."""
     chance = {Kind.TEXT: dropout.text, Kind.CLEAN: dropout.vae, Kind.UND: dropout.vit}
     return [
-        segment.kind is Kind.NOISED or rng.random() >= chance[segment.kind] for segment in segments
+        segment.kind is Kind.NOISED or segment.firm or rng.random() >= chance[segment.kind]
+        for segment in segments
     ]
 
 
@@ -160,7 +161,7 @@ def _hidden_after(
         segment = segments[index]
         if segment.kind is Kind.TEXT:
             inspection = index if segment.stage is Stage.INSPECT else None
-        elif rng is not None and segment.hidden_after is None:
+        elif rng is not None and segment.hidden_after is None and not segment.firm:
             p = chance.get(segment.kind, 0.0)
             if p and rng.random() < p:
                 out[index] = index if inspection is None else inspection

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from process_gen.core import grammar
-from process_gen.core.batch import Dropout, lay_out
+from process_gen.core.attention_mask import may_attend
+from process_gen.core.batch import Dropout, PatchSizes, lay_out
 from process_gen.core.configs import GrammarConfig
 from process_gen.core.errors import GrammarError, TrajectoryError
 from process_gen.core.grammar import (
@@ -20,7 +21,7 @@ from process_gen.core.grammar import (
     legal_next,
     to_segments,
 )
-from process_gen.core.trajectory import Stage, Step, Trajectory, plan_text, same, validate
+from process_gen.core.trajectory import Stage, Step, Trajectory, Turn, plan_text, same, validate
 from process_gen.data.tokenizer import SPECIALS, load_tokenizer, token_ids
 
 PLAN = plan_text("a dot", "a dot")
@@ -166,7 +167,7 @@ def plain(part: Part) -> Segment:
     return Segment(Kind.TEXT, part, text=text.get(part, PLAN))
 
 
-@pytest.mark.parametrize("before", Part)
+@pytest.mark.parametrize("before", WAY)
 def test_reading_accepts_the_table_and_nothing_else(before):
     way = [plain(part) for part in WAY[before]]
     for part in Part:
@@ -188,7 +189,9 @@ def test_reading_refuses_what_has_no_prompt():
 @pytest.mark.parametrize(
     ("trajectory", "reason"),
     [
-        (Trajectory("a dot", mode="edit"), "no grammar for mode 'edit'"),
+        (Trajectory("a dot", mode="think"), "no grammar for mode 'think' without turns"),
+        (Trajectory("blue", mode="edit", inputs=(IMAGE,)), "edit 'blue' has no reply"),
+        (Trajectory("what?", mode="understand"), "understand 'what\\?' has no reply"),
         (Trajectory("a dot"), "has no steps"),
         (Trajectory("a dot", mode="one_shot"), "has no picture"),
     ],
@@ -196,6 +199,107 @@ def test_reading_refuses_what_has_no_prompt():
 def test_writing_refuses(trajectory, reason):
     with pytest.raises(GrammarError, match=reason):
         to_segments(trajectory, GrammarConfig())
+
+
+# ---- conversations -------------------------------------------------------------------------------
+
+GIVEN, SAID = Turn(False, image=IMAGE), Turn(False, text="make it blue")
+PAINTED, TOLD = Turn(True, image=OTHER), Turn(True, text="a dot")
+EDIT = Trajectory("make it blue", mode="edit", inputs=(IMAGE,), final_image=OTHER)
+ANSWER = Trajectory("make it blue", mode="understand", inputs=(IMAGE,), text="a dot")
+CHAIN = (GIVEN, SAID, PAINTED, Turn(False, text="and round"), Turn(True, image=IMAGE))
+THOUGHT = (GIVEN, SAID, TOLD, PAINTED, Turn(True, text="blue"))
+
+
+def said(segments):
+    """Kind, part, loss and the segment that the picture was drawn for."""
+    return [(s.kind.value, s.part, s.loss, s.plan) for s in segments]
+
+
+def shown(part, plan, copies="vae+vit"):
+    kinds = {"vae+vit": ("clean", "und"), "vit": ("und",), "vae": ("clean",)}[copies]
+    return [(kind, part, False, plan) for kind in kinds]
+
+
+def test_an_edit():
+    expected = [
+        *shown(Part.GIVEN, None),
+        ("text", Part.ASKED, False, None),
+        ("noised", Part.REPLY_PICTURE, True, 2),
+    ]
+    segments = to_segments(EDIT, GrammarConfig())
+    assert said(segments) == expected
+    turns = dataclasses.replace(EDIT, inputs=(), final_image=None, turns=(GIVEN, SAID, PAINTED))
+    assert said(to_segments(turns, GrammarConfig())) == expected
+    assert [s.stage for s in segments] == [Stage.PROMPT] * 3 + [Stage.ONE_SHOT]
+    assert all(s.next is None and not s.firm for s in segments)
+
+
+def test_edits_one_after_the_other():
+    chain = Trajectory("make it blue", mode="edit", turns=CHAIN)
+    assert said(to_segments(chain, GrammarConfig())) == [
+        *shown(Part.GIVEN, None),
+        ("text", Part.ASKED, False, None),
+        ("noised", Part.REPLY_PICTURE, True, 2),
+        *shown(Part.REPLY_PICTURE, 2),
+        ("text", Part.ASKED, False, None),
+        ("noised", Part.REPLY_PICTURE, True, 6),
+    ]
+    twice = to_segments(chain, GrammarConfig(noise_copies=2))
+    assert [s.kind for s in twice].count(Kind.NOISED) == 4
+
+
+@pytest.mark.parametrize("copies", ["vae+vit", "vit", "vae"])
+def test_a_question_shows_the_understanding_copy_and_keeps_it(copies):
+    segments = to_segments(ANSWER, GrammarConfig(context_images=copies))
+    assert said(segments) == [
+        *shown(Part.GIVEN, None, "vae" if copies == "vae" else "vit"),
+        ("text", Part.ASKED, False, None),
+        ("text", Part.REPLY, True, None),
+    ]
+    assert all(s.firm for s in segments) and segments[-1].stage is Stage.ANSWER
+
+
+def test_thinking_with_pictures():
+    thought = Trajectory("make it blue", mode="understand", turns=THOUGHT)
+    segments = to_segments(thought, GrammarConfig())
+    assert said(segments) == [
+        *shown(Part.GIVEN, None),
+        ("text", Part.ASKED, False, None),
+        ("text", Part.REPLY, True, None),
+        ("noised", Part.REPLY_PICTURE, True, 2),  # without words it is without the question too
+        *shown(Part.REPLY_PICTURE, 2),
+        ("text", Part.REPLY, True, None),
+    ]
+    assert not any(s.firm for s in segments)
+
+
+@pytest.mark.parametrize("delete", [False, True])
+def test_dropout_spares_questions_and_not_edits(delete):
+    ids = token_ids(load_tokenizer())
+    sizes = PatchSizes(latent=8, und=8, latent_grid=1, und_grid=1)
+    dropout = Dropout(text=1.0, vae=1.0, vit=1.0, delete=delete)
+
+    def run(trajectory, dropout):
+        segments = to_segments(trajectory, GrammarConfig())
+        return lay_out(segments, ids, sizes, dropout=dropout, rng=np.random.default_rng(0))
+
+    for trajectory, spared in ((ANSWER, True), (EDIT, False)):
+        whole, dropped = run(trajectory, Dropout()), run(trajectory, dropout)
+        alike = [np.array_equal(a, b) for a, b in zip(whole[:3], dropped[:3], strict=True)]
+        assert all(alike) == spared
+
+
+def test_an_edit_without_its_words_still_sees_its_picture():
+    ids = token_ids(load_tokenizer())
+    sizes = PatchSizes(latent=8, und=8, latent_grid=1, und_grid=1)
+    for dropout, sees_picture in ((Dropout(text=1.0), True), (Dropout(prompt=1.0), False)):
+        segments = to_segments(EDIT, GrammarConfig())
+        run = lay_out(segments, ids, sizes, dropout=dropout, rng=np.random.default_rng(0))
+        noised, clean = run.gen[:, 1], run.gen[:, 0]
+        words = run.text[:, 4:-2]  # two pairs of boundaries before them, one behind
+        assert not may_attend(noised[0], words[1], words[2]).any()
+        assert may_attend(noised[0], clean[1], clean[2]) == sees_picture
 
 
 # ---- what carries a loss -------------------------------------------------------------------------
