@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import flags
 from ml_collections import config_dict, config_flags
 
@@ -68,6 +67,10 @@ def run(
 
 
 def _others() -> bool:
+    if "jax" not in sys.modules:  # some commands, and the workers that they start, do without
+        return False
+    import jax
+
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
@@ -80,6 +83,8 @@ def _fail(text: str, status: int) -> None:
     if not _others():
         print(text, file=sys.stderr)
         sys.exit(status)
+    import jax
+
     print(f"process {jax.process_index()}: {text}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status)
@@ -147,17 +152,29 @@ def required(values: flags.FlagValues, name: str) -> str:
     return value
 
 
+def compilation_cache() -> dict[str, str]:
+    """JAX's variables for keeping compiled programs between runs.
+
+    They go to `process_gen/jax` in `$XDG_CACHE_HOME` (`~/.cache`).
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return {
+        "JAX_COMPILATION_CACHE_DIR": str(Path(base) / "process_gen" / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+
+
 def enable_compilation_cache() -> None:
     """Keeps compiled programs between runs, so that the second start takes seconds.
 
-    They go to `process_gen/jax` in `$XDG_CACHE_HOME` (`~/.cache`), unless JAX's own variable
-    JAX_COMPILATION_CACHE_DIR names another place.
+    What the environment says of JAX's own variables takes precedence over `compilation_cache`.
     """
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "process_gen" / "jax"))
-    if not os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    import jax
+
+    for name, value in compilation_cache().items():
+        if not os.environ.get(name):
+            number = name.endswith("SECS")
+            jax.config.update(name.lower(), float(value) if number else value)
 
 
 def _plain(value: Any) -> Any:

@@ -83,15 +83,17 @@ Made = Record | Skip | Passed | Counter[str]  # counters are summed over all sha
 
 
 class Recipe(Protocol):
-    """Turns items into trajectories.
+    """Turns items into trajectories."""
 
-    Attributes:
-      supervise: what carries a loss, for all its trajectories.
-      identity: JSON values that decide, together with an item's number, what comes of it.
-    """
+    @property
+    def supervise(self) -> Supervise:
+        """What carries a loss, for all its trajectories."""
+        ...
 
-    supervise: Supervise
-    identity: Mapping[str, Any]
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """JSON values that decide, together with an item's number, what comes of it."""
+        ...
 
     def __len__(self) -> int:
         """Number of items."""

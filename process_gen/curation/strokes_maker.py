@@ -60,6 +60,7 @@ class StrokesPrompts:
         shares = np.array([float(weight) for weight in weights.values()])
         self._ends = np.cumsum(shares / shares.sum())
         self._size, self._seed = size, seed
+        self.fingerprint = f"strokes:{seed}:{sorted(weights.items())}"
 
     def __len__(self) -> int:
         """Number of prompts."""
