@@ -33,7 +33,7 @@ from process_gen.core.errors import CheckpointError, ConfigError
 FORMAT_VERSION = 1
 
 # Settings that a run may change when it goes on; all others decide what its numbers mean.
-_FREE = ("train", "mesh", "sampler", "data.prefetch")
+_FREE = ("train", "mesh", "sampler", "data.prefetch", "data.workers", "data.strict")
 _FIXED = ("train.seed",)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "process_gen")
 
@@ -159,7 +159,7 @@ def check_workdir(workdir: epath.PathLike, config: configs.Config) -> None:
     """Makes sure that a run with `config` may go on in `workdir`; writes nothing.
 
     An empty directory will do, and one whose checkpoints differ in nothing but `train` (except
-    `train.seed`), `mesh`, `sampler` and `data.prefetch`.
+    `train.seed`), `mesh`, `sampler`, `data.prefetch`, `data.workers` and `data.strict`.
 
     Raises:
       CheckpointError: names the settings that differ.

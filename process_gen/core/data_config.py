@@ -68,6 +68,8 @@ class SourceConfig:
       weight: relative share of trajectories.
       size: trajectories an epoch, for sources that are generated.
       path: folder, for sources that are read.
+      augment: random changes of its trajectories while training, by name ("flip", "rephrase"; see
+        `data.augment`).
       options: settings of the source itself.
     """
 
@@ -75,6 +77,7 @@ class SourceConfig:
     weight: float = 1.0
     size: int = 10_000
     path: str = ""
+    augment: tuple[str, ...] = ()
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -99,6 +102,9 @@ class DataConfig:
       seed: of the mixture, the order and the per-copy dropout.
       window: trajectories planned together; a longer window packs tighter.
       prefetch: batches prepared ahead.
+      workers: processes that prepare them; 0 leaves it to threads of this one. The batches are the
+        same for any number.
+      strict: whether a record that cannot be used is an error; else it is left out and counted.
     """
 
     tokenizer: str = ""
@@ -115,6 +121,8 @@ class DataConfig:
     seed: int = 0
     window: int = 2048
     prefetch: int = 4
+    workers: int = 0
+    strict: bool = False
 
     def __post_init__(self) -> None:
         """Checks sizes."""
@@ -123,7 +131,7 @@ class DataConfig:
             self.und_len >= 0 and self.gen_len >= 0,
             "data.und_len and data.gen_len must be >= 0",
         )
-        for name in ("image_size", "eval_rows", "prefetch"):
+        for name in ("image_size", "eval_rows", "prefetch", "workers"):
             value = getattr(self, name)
             check(value >= 0, f"data.{name} must be >= 0, got {value}")
         check(len(self.sources) > 0, "data.sources is empty")
