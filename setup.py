@@ -41,6 +41,7 @@ EXTRAS = {
     "tpu": [f"jax[tpu]{JAX}"],
     "cuda": [f"jax[cuda12]{JAX}"],
     "tensorboard": ["tensorboard>=2.20,<3"],
+    "beam": ["apache-beam>=2.77,<3"],
     "remote": ["openai>=3,<4", "jsonschema>=4.25,<5"],
     "app": ["gradio>=6,<7"],
     "dev": [
