@@ -4,6 +4,9 @@
 
 --fixtures=DIR   folder with checkpoint/ and one .npz file a case
 --cases=A,B      only these cases (all)
+--attention=NAME dense (the default), chunked or, on a TPU, pallas
+--chunk=N        tokens of a chunk of chunked attention; 16, so that short sequences have several
+--layers=NAME    scan (the default) or unroll
 --json           print one JSON object as the last line
 
 An error is the largest difference over the array's largest absolute value. Allowed are 5e-5, 1e-3
@@ -24,6 +27,7 @@ from absl import flags
 from launch import common
 from process_gen.core.errors import ConfigError
 from process_gen.evaluation import parity, parity_inference, parity_training
+from process_gen.kernels.interval_attention import IMPLEMENTATIONS
 
 CASES: dict[str, parity.Case] = {
     "a_text": parity_training.training,
@@ -45,6 +49,10 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     flags.DEFINE_string("fixtures", "", "folder of fixtures", flag_values=values)
     flags.DEFINE_list("cases", [], "only these cases", flag_values=values)
+    implementations = sorted(IMPLEMENTATIONS)
+    flags.DEFINE_enum("attention", "dense", implementations, "implementation", flag_values=values)
+    flags.DEFINE_integer("chunk", 16, "tokens of a chunk", lower_bound=1, flag_values=values)
+    flags.DEFINE_enum("layers", "scan", ["scan", "unroll"], "how layers run", flag_values=values)
     flags.DEFINE_bool("json", False, "print one JSON object", flag_values=values)
 
 
@@ -56,7 +64,9 @@ def main(values: flags.FlagValues) -> None:
         raise ConfigError(f"--cases: unknown {', '.join(unknown)}; known: {', '.join(CASES)}")
     common.enable_compilation_cache()
     cases = {name: CASES[name] for name in values.cases or CASES}
-    rows = parity.check_folder(folder, cases, only=bool(values.cases))
+    how = {"attention": values.attention, "layers": values.layers}
+    with parity.chunks_of(values.chunk):
+        rows = parity.check_folder(folder, cases, only=bool(values.cases), **how)
     for name in dict.fromkeys(row.case for row in rows):
         mine = [row for row in rows if row.case == name]
         bad = [row for row in mine if row.state != "ok"]
@@ -67,7 +77,7 @@ def main(values: flags.FlagValues) -> None:
             print(f"    {row.state}: {row.array}  error {row.error}, allowed {row.limit}")
     ok = all(row.state == "ok" for row in rows) and bool(rows)
     if values.json:
-        print(json.dumps({"ok": ok, "arrays": [_plain(row) for row in rows]}))
+        print(json.dumps({"ok": ok, **how, "arrays": [_plain(row) for row in rows]}))
     sys.exit(0 if ok else 1)
 
 

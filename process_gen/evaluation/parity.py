@@ -8,8 +8,10 @@ expected array. Nothing may be left over: an array that the case asks for and th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from process_gen.checkpoint import bagel, bagel_config
 from process_gen.core.batch import TokenIds
 from process_gen.core.configs import Config, ModelConfig
 from process_gen.core.errors import DataError
+from process_gen.kernels.chunked import chunked
+from process_gen.kernels.interval_attention import IMPLEMENTATIONS
+from process_gen.kernels.per_shard import per_shard
 from process_gen.models.functional import ModelFns, build
 from process_gen.models.shapes import BAGEL
 from process_gen.models.vae import functions as vae_functions
@@ -106,15 +111,19 @@ class Row:
     state: str
 
 
-def load_model(folder: Path) -> Model:
+def load_model(folder: Path, **how: Any) -> Model:
     """Loads `folder/checkpoint`.
+
+    Args:
+      folder: of fixtures.
+      how: settings of `ModelConfig` that say how the model is run, such as `attention`.
 
     Raises:
       CheckpointError: it is damaged or does not fit.
     """
     checkpoint = folder / "checkpoint"
     stored, params, vae_params = bagel.load_folder(checkpoint, BAGEL)
-    config = dataclasses.replace(stored, dtype="float32", param_dtype="float32")
+    config = dataclasses.replace(stored, dtype="float32", param_dtype="float32", **how)
     moments, encode, decode = vae_functions(config.vae)
     fns = build(config)
     ids = bagel_config.stated_ids(bagel_config.read_settings(checkpoint))
@@ -177,13 +186,30 @@ def check_case(name: str, case: Case, model: Model, arrays: Mapping[str, np.ndar
     return rows + [Row(name, array, None, None, "unknown") for array in sorted(unknown)]
 
 
-def check_folder(folder: Path, cases: Mapping[str, Case], *, only: bool = False) -> list[Row]:
+@contextlib.contextmanager
+def chunks_of(side: int) -> Iterator[None]:
+    """Within the block, chunked attention walks over chunks of `side` tokens.
+
+    A fixture's sequences are shorter than one chunk is otherwise, and nothing would be walked over.
+    """
+    before = IMPLEMENTATIONS["chunked"]
+    IMPLEMENTATIONS["chunked"] = per_shard(functools.partial(chunked, chunk=side))
+    try:
+        yield
+    finally:
+        IMPLEMENTATIONS["chunked"] = before
+
+
+def check_folder(
+    folder: Path, cases: Mapping[str, Case], *, only: bool = False, **how: Any
+) -> list[Row]:
     """Runs every case of a folder; a case without a file, or a file without a case, is reported.
 
     Args:
       folder: with `checkpoint/` and one `.npz` file a case.
       cases: by the names of their files.
       only: whether files of other cases are to be passed over in silence.
+      how: see `load_model`.
 
     Raises:
       CheckpointError, DataError: the folder or a file in it cannot be read.
@@ -191,7 +217,7 @@ def check_folder(folder: Path, cases: Mapping[str, Case], *, only: bool = False)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     files = {file.stem: file for file in sorted(folder.glob("*.npz"))}
-    model = load_model(folder)
+    model = load_model(folder, **how)
     rows = [Row(name, "*", None, None, "missing") for name in cases if name not in files]
     loaded = {name: read_arrays(file) for name, file in files.items()}
     with jax.default_matmul_precision("highest"):

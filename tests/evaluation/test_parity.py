@@ -46,9 +46,32 @@ def test_one_case_of_each_kind(name, model):
     assert _bad(rows) == {} and len(rows) > 10
 
 
+def test_chunked_attention_and_unrolled_layers(monkeypatch):
+    sides, chunked = [], parity.chunked
+
+    def counted(q, order, blocks, chunk):
+        sides.append((chunk, q.shape[1]))
+        return chunked(q, order, blocks, chunk)
+
+    monkeypatch.setattr(parity, "chunked", counted)
+    with parity.chunks_of(8):
+        other = parity.load_model(FIXTURES, attention="chunked", layers="unroll")
+        assert _bad(_run("a_text", other)) == {}
+    # It ran, in every layer, and on sequences of several chunks.
+    assert len(sides) >= other.config.num_layers
+    assert {chunk for chunk, _ in sides} == {8} and max(length for _, length in sides) > 16
+    # Partner: another order of the queries is noticed.
+    monkeypatch.setattr(parity, "chunked", lambda q, o, b, chunk: chunked(q, o + 1, b, chunk))
+    with parity.chunks_of(8):
+        wrong = parity.load_model(FIXTURES, attention="chunked", layers="unroll")
+        assert "out.last_hidden" in _bad(_run("a_text", wrong))
+
+
 @pytest.mark.slow
-def test_all_cases():
-    assert _bad(parity.check_folder(FIXTURES, check_parity.CASES)) == {}
+@pytest.mark.parametrize("how", [{}, {"attention": "chunked", "layers": "unroll"}])
+def test_all_cases(how):
+    with parity.chunks_of(16):
+        assert _bad(parity.check_folder(FIXTURES, check_parity.CASES, **how)) == {}
 
 
 def test_exact_gelu_is_noticed(model, monkeypatch):
@@ -148,9 +171,12 @@ def test_command(tmp_path, capsys):
     status, printed = run(f"--fixtures={folder}", "--cases=d_vit", "--json")
     assert status == 0
     report = json.loads(printed.out.splitlines()[-1])
+    assert (report["attention"], report["layers"]) == ("dense", "scan")
     assert report["ok"] and {row["state"] for row in report["arrays"]} == {"ok"}
     np.savez(folder / "d_vit.npz", **{**arrays, "out.vit_0": arrays["out.vit_0"] + 1})
     status, printed = run(f"--fixtures={folder}", "--cases=d_vit")
     assert status == 1 and "differs: out.vit_0" in printed.out
     status, printed = run(f"--fixtures={folder}", "--cases=zebra")
     assert status == 2 and "unknown zebra" in printed.err
+    status, printed = run(f"--fixtures={folder}", "--attention=blurred")
+    assert status == 2 and "blurred" in printed.err
