@@ -1,0 +1,134 @@
+"""Any number of processes, killed at any moment: the same bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from process_gen.core.configs import from_mapping
+from process_gen.core.errors import DataError
+from process_gen.curation.recipes import make_job
+from process_gen.curation.workers import build
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def job(size, shards, kind="strokes"):
+    data = {"sources": [{"kind": kind, "size": size}]}
+    return make_job(from_mapping({"data": data}), shards=shards)
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def test_the_number_of_workers_changes_no_byte(tmp_path):
+    for workers in (1, 2, 3):
+        build(job(120, 7), str(tmp_path / str(workers)), workers=workers)
+    one, two, three = (content(tmp_path / str(workers)) for workers in (1, 2, 3))
+    assert len(one) == 8 and one == two == three
+
+
+def test_a_worker_that_dies_is_reported_and_its_work_is_done_later(tmp_path):
+    whole = job(40, 4)
+    fatal = dataclasses.replace(whole, recipe=functools.partial(os._exit, 7))
+    with pytest.raises(DataError, match="status 7.*fewer --workers"):
+        build(fatal, str(tmp_path / "a"), workers=2)
+    build(whole, str(tmp_path / "a"), workers=2)
+    build(whole, str(tmp_path / "b"))
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+
+
+def test_what_a_worker_objects_to_is_told(tmp_path):
+    broken = dataclasses.replace(job(40, 4), recipe=functools.partial(int, "no number"))
+    with pytest.raises(RuntimeError, match="no number"):
+        build(broken, str(tmp_path / "a"), workers=2)
+
+
+def test_an_interruption_ends_the_workers(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        build(job(4000, 8), str(tmp_path / "a"), workers=2, stop=KeyboardInterrupt)
+    assert not list((tmp_path / "a").glob(".unfinished*"))
+
+
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config(arg=""):
+    config = ConfigDict()
+    config.data = ConfigDict()
+    config.data.sources = ({{"kind": {kind!r}, "size": {size}}},)
+    return config
+"""
+
+
+def kill_and_go_on(tmp_path, kind, size, shards, kills, workers):
+    """Runs the command, killing it at random moments; returns how often it was really killed."""
+    config = tmp_path / "config.py"
+    config.write_text(CONFIG.format(kind=kind, size=size))
+    command = [sys.executable, "-m", "launch.make_data", f"--config={config}"]
+    command += [f"--out={tmp_path / 'killed'}", f"--shards={shards}", f"--workers={workers}"]
+    rng = random.Random(0)
+    killed = 0
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        folder = tmp_path / "killed"
+        while not folder.exists() and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0.0, 2.5))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    done = len(list((tmp_path / "killed").glob("*.array_record")))
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    return killed, done
+
+
+def test_killed_and_gone_on(tmp_path):
+    build(job(600, 30), str(tmp_path / "whole"))
+    killed, done = kill_and_go_on(tmp_path, "strokes", 600, 30, kills=2, workers=2)
+    assert killed == 2 and done < 30
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 3])
+def test_killed_at_ten_random_moments(tmp_path, workers):
+    build(job(8000, 160, "multi_turn"), str(tmp_path / "whole"), workers=2)
+    killed, done = kill_and_go_on(tmp_path, "multi_turn", 8000, 160, kills=10, workers=workers)
+    assert killed == 10 and 0 < done < 160
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_twenty_thousand_trajectories_in_five_minutes(tmp_path):
+    started = time.monotonic()
+    manifest = build(job(20_000, 20, "multi_turn"), str(tmp_path / "a"), workers=2)
+    assert manifest["count"] == 20_000
+    assert time.monotonic() - started < 300
+    build(job(2_000, 2), str(tmp_path / "b"), workers=2)
+
+
+BEAM = "--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=2"
+
+
+@pytest.mark.slow
+def test_beam_makes_the_same_bytes(tmp_path):
+    pytest.importorskip("apache_beam", reason="needs the extra [beam]")
+    from process_gen.curation.beam_runner import build_with_beam
+
+    build_with_beam(job(120, 7), str(tmp_path / "beam"), BEAM.split())
+    build(job(120, 7), str(tmp_path / "here"))
+    assert content(tmp_path / "beam") == content(tmp_path / "here")
