@@ -46,6 +46,7 @@ def run(
     if any(arg in ("--help", "-help", "-h") for arg in argv[1:]):
         print(doc.strip())
         return
+    flags.FLAGS.mark_as_parsed()  # nobody sets those of other libraries, but some want to be read
     try:
         with preempted_on_sigterm():
             values = parse(define_flags, argv)

@@ -6,7 +6,7 @@ outlines of the trajectories, and kept on disk. They are upper bounds: random ch
 (dropout) only move tokens, never add any.
 
 Two steps: `draw` says which trajectories make up an epoch and in what order; `make_plan` puts them
-into packs, best fit over the three lengths jointly, one window of the order at a time.
+into packs (`fitting.fit`), one window of the order at a time.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from process_gen.core.batch import PatchSizes, measure, table_ids
 from process_gen.core.configs import GrammarConfig, to_mapping
 from process_gen.core.errors import DataError, ProcessGenError
 from process_gen.core.grammar import Kind, Segment, to_segments
+from process_gen.data.fitting import fit, stream_fills
 from process_gen.data.pictures import AS_THEY_ARE, Pictures
 from process_gen.data.sources import Source
 from process_gen.data.tokenizer import Tokenizer, token_ids
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 BAD = -1
 _KEPT_REASONS = 100
-_UNIT = 1 << 20  # a full stream; integers, so that plans agree on every machine
+_KEPT_FILES = 512  # in the cache; the oldest are removed
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ def _code_key() -> str:
     """Hash of the code that decides lengths: the cache of an edited checkout is never believed."""
     package = Path(__file__).parent.parent
     files = [*(package / "core").glob("*.py"), *(package / "strokes").glob("*.py")]
+    files += [package / "data" / f"{name}.py" for name in ("augment", "fitting", "packing")]
     return digest([hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)])
 
 
@@ -150,6 +152,9 @@ def _write_cache(path: Path, measured: Measured) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             np.savez(file, length_Nx3=measured.length_Nx3, reasons=json.dumps(measured.reasons))
         os.replace(file.name, path)
+        files = sorted(path.parent.glob("*.npz"), key=lambda x: x.stat().st_mtime)
+        for old in files[:-_KEPT_FILES]:
+            old.unlink(missing_ok=True)
     except OSError as error:  # A read-only home costs time, not the run.
         logger.warning("cannot keep lengths in %s: %s", path.parent, error)
 
@@ -165,14 +170,28 @@ def cached_lengths(
 ) -> Measured:
     """Lengths of the trajectories ``start..stop`` of a source, from disk when they were measured.
 
-    A damaged cache file is rebuilt, with a warning.
+    A damaged cache file is rebuilt, with a warning. Stored records that could not be used are
+    looked at again, for they may have been repaired.
     """
     settings = settings_key(grammar, tokenizer, sizes, pictures)
     where = (source.fingerprint, source.supervise, start, stop)
     path = cache_dir() / f"{digest(CACHE_VERSION, _code_key(), settings, *where)}.npz"
-    measured = _read_cache(path, stop - start)
+
+    def measure(first: int, last: int) -> Measured:
+        return measure_source(source, first, last, grammar, tokenizer, sizes, pictures)
+
+    kept = _read_cache(path, stop - start)
+    measured = kept
     if measured is None:
-        measured = measure_source(source, start, stop, grammar, tokenizer, sizes, pictures)
+        measured = measure(start, stop)
+    elif not source.fresh and (bad := np.flatnonzero(measured.length_Nx3[:, 0] == BAD)).size:
+        measured = Measured(measured.length_Nx3.copy(), [])
+        for one in bad.tolist():
+            again = measure(start + one, start + one + 1)
+            measured.length_Nx3[one] = again.length_Nx3[0]
+            measured.reasons.extend(again.reasons)
+        measured = measured._replace(reasons=measured.reasons[:_KEPT_REASONS])
+    if kept is None or not np.array_equal(kept.length_Nx3, measured.length_Nx3):
         _write_cache(path, measured)
     return measured
 
@@ -241,6 +260,7 @@ class Plan:
       source_N, index_N: int64, the trajectories, pack after pack.
       start_P: int64[packs + 1], where each pack begins in them.
       fill: used fraction of T, V and G over all packs.
+      stream_fill: of the und stream, T and V together, and of the gen stream.
       too_long_Kx5: int64 rows (source, index, T, V, G) that fit no pack.
       bad_Kx2: int64 rows (source, index) that could not be measured.
       hash: of the arrays, the limits and `key`.
@@ -250,6 +270,7 @@ class Plan:
     index_N: np.ndarray
     start_P: np.ndarray
     fill: tuple[float, float, float]
+    stream_fill: tuple[float, float]
     too_long_Kx5: np.ndarray
     bad_Kx2: np.ndarray
     hash: str
@@ -268,31 +289,11 @@ class Plan:
         """One line: packs, fill, and what was left out."""
         text, und, gen = (f"{100 * x:.1f}" for x in self.fill)
         line = f"{len(self.index_N)} trajectories in {len(self)} packs, filled T {text} %"
-        line += f", V {und} %, G {gen} %"
+        line += f", V {und} %, G {gen} %, the und stream {100 * self.stream_fill[0]:.1f} %"
         for name, left in (("too long", self.too_long_Kx5), ("unreadable", self.bad_Kx2)):
             if len(left):
                 line += f"; {len(left)} {name}, not used"
         return line
-
-
-def _pack_window(length_Nx3: np.ndarray, limit_3: np.ndarray) -> list[list[int]]:
-    """Best fit decreasing: the largest first, each into the pack that it leaves fullest."""
-    scale_3 = _UNIT // np.maximum(limit_3, 1)
-    order_N = np.argsort(-(length_Nx3 * scale_3).max(axis=1), kind="stable")
-    room_Px3 = np.empty((len(length_Nx3), 3), np.int64)
-    packs: list[list[int]] = []
-    for item in order_N.tolist():
-        length_3 = length_Nx3[item]
-        left_Px3 = room_Px3[: len(packs)] - length_3
-        fits = np.flatnonzero((left_Px3 >= 0).all(axis=1))
-        if len(fits):
-            best = int(fits[(left_Px3[fits] * scale_3).max(axis=1).argmin()])
-            packs[best].append(item)
-            room_Px3[best] = left_Px3[best]
-        else:
-            room_Px3[len(packs)] = limit_3 - length_3
-            packs.append([item])
-    return packs
 
 
 def make_plan(
@@ -311,7 +312,7 @@ def make_plan(
       source_N, index_N: from `draw`.
       length_Nx3: their tokens in T, V and G; `BAD` rows are left out.
       limits: T, V and G of a pack.
-      seed, epoch: of the order of packs within a window.
+      seed, epoch: of the fit, and of the order of packs within a window.
       window: trajectories packed together; packs are shuffled inside it.
       key: hash of what the indices mean, part of the plan's hash.
 
@@ -333,7 +334,8 @@ def make_plan(
     packs: list[np.ndarray] = []
     for number, first in enumerate(range(0, len(used), window)):
         rows = used[first : first + window]
-        made = [rows[np.asarray(pack)] for pack in _pack_window(length_Nx3[rows], limit_3)]
+        rng = np.random.default_rng([seed, 5, epoch, number])
+        made = [rows[pack] for pack in fit(length_Nx3[rows], limits, rng)]
         order = np.random.default_rng([seed, 3, epoch, number]).permutation(len(made))
         packs += [made[i] for i in order]
     item_N = np.concatenate(packs)
@@ -350,6 +352,7 @@ def make_plan(
         index_N=planned[1],
         start_P=start_P,
         fill=(fill[0], fill[1], fill[2]),
+        stream_fill=stream_fills(length_Nx3[item_N], limits, len(packs)),
         too_long_Kx5=np.concatenate([both_Nx2, length_Nx3], axis=1)[long_N],
         bad_Kx2=both_Nx2[bad_N],
         hash=hashed.hexdigest()[:16],

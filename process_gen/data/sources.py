@@ -168,9 +168,44 @@ def _check(config: SourceConfig, known: set[str]) -> None:
 def _folder(config: SourceConfig, seed: int, split: Split) -> Source:
     del seed, split  # a folder is what it is; training and held-out data are different folders
     _check(config, {"supervise"})
-    records = TrajectoryFolder(config.path)
+    # Records of a damaged shard are named and counted one by one, like any that cannot be used.
+    records = TrajectoryFolder(config.path, strict=False)
     said = config.options.get("supervise") or records.manifest.get("supervise", "all")
     return Stored(records, config.path, folder_fingerprint(records.manifest), said)
+
+
+class _Finished:
+    """The prompts and finished pictures of stored trajectories."""
+
+    def __init__(self, records: Records, where: str):
+        self._records, self._where = records, where
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Trajectory:
+        whole = self._records[index]
+        last = whole.steps[-1] if whole.steps else None
+        image = whole.final_image if last is None else last.image
+        if whole.mode not in ("process", "one_shot") or whole.turns:
+            what = f"mode {whole.mode!r} has more than a prompt and a picture"
+        elif whole.finish_reason not in (None, "finished"):
+            what = f"it was not finished but {whole.finish_reason!r}"
+        elif last is not None and last.rejected and last.refined is None:
+            what = "its last sketch was rejected"
+        elif image is None:
+            what = "it has no picture"
+        else:
+            return dataclasses.replace(whole, mode="one_shot", steps=(), final_image=image)
+        raise DataError(f"{self._where}, record {index}: no one-shot pair: {what}")
+
+
+def _one_shot(config: SourceConfig, seed: int, split: Split) -> Source:
+    del seed, split
+    _check(config, set())
+    records = TrajectoryFolder(config.path, strict=False)
+    fingerprint = f"one_shot:{folder_fingerprint(records.manifest)}"
+    return Stored(_Finished(records, config.path), config.path, fingerprint, "all")
 
 
 def _tfds(config: SourceConfig, seed: int, split: Split) -> Source:
@@ -189,6 +224,7 @@ KINDS: dict[str, Callable[[SourceConfig, int, Split], Source]] = {
     "strokes_plans": _strokes(lambda rng, trajectory: text_only(trajectory)),
     "strokes_critique": _strokes(critique_only, "last_inspection"),
     "folder": _folder,
+    "one_shot": _one_shot,
     "tfds": _tfds,
 }
 

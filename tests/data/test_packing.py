@@ -141,13 +141,14 @@ class Handmade:
     supervise = "all"
     fingerprint = "handmade"
     reads = 0
+    broken = (4,)
 
     def __len__(self):
         return 8
 
     def __getitem__(self, index):
         self.reads += 1
-        if index == 4:
+        if index in self.broken:
             raise DataError("a broken record")
         side = {5: 20, 6: 64}.get(index, 32)
         picture = np.zeros((side, side, 3), np.uint8)
@@ -175,7 +176,7 @@ def test_lengths_are_kept_and_a_damaged_cache_is_rebuilt(tmp_path, monkeypatch, 
     first = cached_lengths(source, 0, 8, grammar, tokenizer, SIZES)
     reads = source.reads
     again = cached_lengths(source, 0, 8, grammar, tokenizer, SIZES)
-    assert source.reads == reads and again.reasons == first.reasons
+    assert source.reads == reads + 3 and again.reasons == first.reasons  # the broken ones again
     np.testing.assert_array_equal(again.length_Nx3, first.length_Nx3)
 
     (file,) = cache_dir().iterdir()
@@ -195,4 +196,18 @@ def test_lengths_are_kept_and_a_damaged_cache_is_rebuilt(tmp_path, monkeypatch, 
     dropped = dataclasses.replace(grammar, text_dropout=0.5)
     reads = source.reads
     cached_lengths(source, 0, 8, dropped, tokenizer, SIZES)
-    assert source.reads == reads
+    assert source.reads == reads + 3
+
+
+def test_a_repaired_record_is_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    tokenizer, grammar, source = load_tokenizer(), GrammarConfig(), Handmade()
+    broken = cached_lengths(source, 0, 8, grammar, tokenizer, SIZES)
+    monkeypatch.setattr(Handmade, "broken", ())
+    whole = cached_lengths(source, 0, 8, grammar, tokenizer, SIZES)
+    assert (broken.length_Nx3[4] == BAD).all() and (whole.length_Nx3[4] > 0).all()
+    assert [index for index, _ in whole.reasons] == [5, 6]
+    reads = source.reads
+    again = cached_lengths(source, 0, 8, grammar, tokenizer, SIZES)
+    np.testing.assert_array_equal(again.length_Nx3, whole.length_Nx3)
+    assert source.reads == reads + 2

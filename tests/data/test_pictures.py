@@ -12,7 +12,7 @@ from process_gen.core.trajectory import Step, Trajectory
 from process_gen.data import images
 from process_gen.data.packing import settings_key
 from process_gen.data.pictures import AS_THEY_ARE, picture_rule
-from process_gen.data.pipeline import patch_sizes
+from process_gen.data.rows import patch_sizes
 from process_gen.data.tokenizer import load_tokenizer, token_ids
 from process_gen.strokes.plans import StrokesOptions, trajectory_at
 

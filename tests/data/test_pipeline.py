@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 
 import numpy as np
 import pytest
 
 from process_gen.core.batch import NO_COPY, NO_LABEL, Dropout, Lengths, PackedBatch
-from process_gen.core.configs import Config, from_mapping
+from process_gen.core.configs import Config, SourceConfig, from_mapping
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.trajectory import Stage
 from process_gen.data import sources
-from process_gen.data.pipeline import Rows, eval_batches, train_dataset
+from process_gen.data.builders import write_folder
+from process_gen.data.pipeline import eval_batches, train_dataset
+from process_gen.data.rows import Rows
 from process_gen.data.sources import Generated, build_source
 from process_gen.data.tokenizer import DEFAULT_PATH, load_tokenizer
 
@@ -113,6 +116,64 @@ def test_any_number_of_processes_builds_the_same_global_batches():
         assert np.array_equal(own, array[[0, 2]]) and not np.array_equal(own, array[:2])
     state = train_dataset(config(), (1,), 2).get_state()
     assert state == train_dataset(config()).get_state()
+
+
+def joined(iterators):
+    """The global batch of processes, each of which holds a block of rows."""
+    parts = [arrays(next(iterator)) for iterator in iterators]
+    return [np.concatenate(blocks) for blocks in zip(*parts, strict=True)]
+
+
+def go_through(phases, whole):
+    """Goes on from state to state with other numbers of workers and processes."""
+    state, at = None, 0
+    for workers, processes, batches in phases:
+        made = config(workers=workers)
+        iterators = [train_dataset(made, (p,), processes) for p in range(processes)]
+        for iterator in iterators:
+            if state is not None:
+                iterator.set_state(state)
+        for _ in range(batches):
+            both = zip(joined(iterators), arrays(whole[at]), strict=True)
+            assert all(np.array_equal(a, b) for a, b in both), (workers, processes, at)
+            at += 1
+        states = [json.dumps(iterator.get_state()) for iterator in iterators]
+        assert len(set(states)) == 1
+        state = json.loads(states[0])
+        for iterator in iterators:
+            iterator.close()
+    return state, at
+
+
+def test_workers_and_processes_come_and_go():
+    whole = take(train_dataset(config()), 12)
+    phases = [(0, 1, 2), (2, 1, 3), (3, 1, 2), (0, 2, 3), (0, 1, 1)]
+    state, at = go_through(phases, whole)
+    assert at == 11 and state["epoch"] >= 1  # over the border of an epoch
+    with pytest.raises(AssertionError):  # partner: one batch further on nothing fits
+        go_through([(0, 1, 1)], whole[1:])
+
+
+@pytest.mark.slow
+def test_workers_and_processes_come_and_go_together():
+    go_through([(0, 1, 2), (2, 2, 3), (3, 1, 2), (1, 4, 2)], take(train_dataset(config()), 9))
+
+
+def test_what_fails_in_a_worker_is_counted_here(tmp_path):
+    strokes = build_source(SourceConfig("strokes"), 0)
+    manifest = write_folder(str(tmp_path / "data"), [strokes[i] for i in range(12)])
+    made = config(sources=[{"kind": "folder", "path": str(tmp_path / "data")}], rows=1, workers=1)
+    iterator = train_dataset(made)
+    packs = len(iterator.plan(0))  # measured while all was well
+    shard = tmp_path / "data" / manifest["shards"][0]["file"]
+    data = bytearray(shard.read_bytes())
+    data[200:220] = bytes(20)
+    shard.write_bytes(data)
+    take(iterator, packs)
+    iterator.close()
+    assert iterator.counters() == {"skipped_failed": 1.0}
+    (example,) = iterator.skipped.examples
+    assert "folder (source 0), record " in example and "epoch 0, pack" in example
 
 
 @pytest.mark.parametrize(
@@ -239,6 +300,35 @@ def test_a_longer_trajectory_than_measured_is_left_out(monkeypatch):
     assert (batch.label_BxT == NO_LABEL).all()
     assert iterator.skipped.counts["failed"] >= 1
     assert "more than was planned" in iterator.skipped.examples[0]
+
+
+def test_strictness_makes_an_error_of_it(monkeypatch):
+    faulty(None, monkeypatch)
+
+    def build(own, seed, split):
+        return Faulty(build_source(dataclasses.replace(own, kind="strokes"), seed), 3)
+
+    monkeypatch.setitem(sources.KINDS, "faulty", build)
+    iterator = train_dataset(config(sources=[{"kind": "faulty"}], prefetch=0, strict=True))
+    with pytest.raises(
+        DataError, match=r"record 3 \(epoch 0, pack \d+\): moths ate it; data.strict"
+    ):
+        take(iterator, 10)
+
+
+def test_the_next_epoch_is_planned_while_one_is_read():
+    iterator = train_dataset(config())
+    next(iterator)
+    planned = iterator._rows._plans
+    for _ in range(100):
+        if 1 in planned:
+            break
+        time.sleep(0.05)
+    assert 1 in planned
+    held_out = Rows(config(), config().data.sources, "train", DROPOUT)
+    held_out[0]
+    time.sleep(0.2)
+    assert 1 not in held_out._plans  # partner: not for those who did not ask
 
 
 def test_critiques_carry_text_loss_only():

@@ -20,7 +20,7 @@ from process_gen.core import configs
 from process_gen.core.batch import PackedBatch, Place
 from process_gen.core.errors import CheckpointError, ConfigError
 from process_gen.core.trajectory import Step, Trajectory, plan_text
-from process_gen.data import builders, pipeline
+from process_gen.data import builders, rows
 from process_gen.models import functional
 from process_gen.train import latents, optimizer, start, state, step
 
@@ -166,4 +166,4 @@ def test_bagel_7b_is_the_released_model_and_its_step_traces():
 def test_bagel_7b_reads_a_folder():
     config = configs.from_mapping(bagel_7b.get_config("somewhere").to_dict())
     assert config.data.sources == (configs.SourceConfig("folder", path="somewhere"),)
-    assert pipeline.patch_sizes(config).latent == 16
+    assert rows.patch_sizes(config).latent == 16
