@@ -16,7 +16,6 @@ the command goes on with the shard that it was at. docs/bagel.md has the cost.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -45,7 +44,7 @@ def main(values: flags.FlagValues) -> None:
     chosen, _, stored, _ = manager.find(checkpoint)
     if stored.model.codec != "flux":
         raise ConfigError(f"{checkpoint}: its pictures are pixels; there is nothing to encode")
-    official = bagel.find_official(Path(checkpoint), Path(chosen), stored)
+    official = bagel.find_official(checkpoint, chosen, stored)
     common.enable_compilation_cache()
     manifest = encode_folder(
         folder,

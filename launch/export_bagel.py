@@ -16,7 +16,6 @@ float32; --dtype=bfloat16 halves the file, and is what the released one has.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from absl import flags
 
@@ -38,17 +37,17 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Exports and says how much."""
-    output = Path(common.required(values, "output"))
+    output = common.required(values, "output")
     count = bagel.export_folder(
-        Path(common.required(values, "checkpoint")),
+        common.required(values, "checkpoint"),
         output,
-        origin=Path(values.origin) if values.origin else None,
+        origin=values.origin or None,
         weights=values.weights,
         dtype=values.dtype,
     )
     print(f"{output}: {count} tensors in ema.safetensors")
     if values.json:
-        print(json.dumps({"output": str(output), "tensors": count}))
+        print(json.dumps({"output": output, "tensors": count}))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@
 --tokenizer=NAME       files (the default: of the folder), or bytes for a folder without any
 --json                 print one JSON object as the last line
 
+Either folder may be remote (gs://, s3://, hf://): tensors are then fetched one by one, and the
+output is made on the local disk (TMPDIR) and copied.
+
 Tensors keep their stored type and are read one at a time: a host needs about twice the largest
 stacked array of memory, 8 GB for BAGEL-7B, and as much free disk as the file takes. Pickles are
 refused. docs/bagel.md describes the rest.
@@ -18,12 +21,12 @@ refused. docs/bagel.md describes the rest.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from absl import flags
+from etils import epath
 
 from launch import common
-from process_gen.checkpoint import bagel, bagel_config
+from process_gen.checkpoint import bagel, bagel_config, manager
 from process_gen.core.errors import ConfigError
 from process_gen.data import qwen_tokenizer
 from process_gen.data.tokenizer import BOS, EOS, IMAGE_END, IMAGE_START, BpeTokenizer
@@ -31,7 +34,7 @@ from process_gen.models.shapes import BAGEL
 
 
 def tokenizer_text(
-    folder: Path, kind: str, settings: bagel_config.Settings, vocab_rows: int
+    folder: epath.Path, kind: str, settings: bagel_config.Settings, vocab_rows: int
 ) -> tuple[str, str]:
     """The `tokenizer.json` of a folder, and its fingerprint.
 
@@ -70,9 +73,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Imports and says what was found."""
-    source = Path(common.required(values, "source"))
-    output = Path(common.required(values, "output"))
-    if output.absolute().is_relative_to(source.absolute()):
+    source = manager.absolute(common.required(values, "source"))
+    output = manager.absolute(common.required(values, "output"))
+    if output.is_relative_to(source):
         raise ConfigError(f"--output={output} lies inside --source; choose another place")
     folder = source if source.is_dir() else source.parent
     config, notes = bagel.import_folder(

@@ -14,14 +14,12 @@ Everything but the language model is drawn anew, the flow head is zero. docs/bag
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import numpy as np
 from absl import flags
 
 from launch import common
-from process_gen.checkpoint import name_map, qwen
+from process_gen.checkpoint import manager, name_map, qwen
 from process_gen.core.configs import ModelConfig
 from process_gen.data import qwen_tokenizer
 from process_gen.data.tokenizer import BpeTokenizer
@@ -52,7 +50,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Imports and says what came out."""
-    source = Path(common.required(values, "source"))
+    source = manager.absolute(common.required(values, "source"))
 
     def tokenizer(rows: int) -> tuple[str, str]:
         text = qwen_tokenizer.from_folder(source)
@@ -60,7 +58,7 @@ def main(values: flags.FlagValues) -> None:
         qwen_tokenizer.check_ids(read, {}, rows)
         return text, read.fingerprint
 
-    output = Path(common.required(values, "output"))
+    output = common.required(values, "output")
     config = qwen.import_folder(
         source,
         output,
@@ -68,7 +66,7 @@ def main(values: flags.FlagValues) -> None:
         BAGEL,
         lambda model, paths: draw(model, paths, values.seed),
         tokenizer,
-        Path(values.vae) if values.vae else None,
+        values.vae or None,
     )
     model = config.model
     print(f"{output}: {model.num_layers} layers of width {model.width}, both experts from {source}")

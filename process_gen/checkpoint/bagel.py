@@ -19,14 +19,23 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
+from etils import epath
 
-from process_gen.checkpoint import bagel_config, manager, name_map, safetensors_io, streaming
+from process_gen.checkpoint import (
+    bagel_config,
+    manager,
+    name_map,
+    remote,
+    safetensors_io,
+    streaming,
+)
 from process_gen.core.configs import Config, DataConfig, GrammarConfig, LossConfig, ModelConfig
 from process_gen.core.encoder_sizes import VaeSizes
 from process_gen.core.errors import CheckpointError
@@ -65,8 +74,8 @@ class Shapes:
 
 
 def import_folder(
-    source: Path,
-    output: Path,
+    source: epath.PathLike,
+    output: epath.PathLike,
     shapes: Shapes,
     tokenizer: Callable[[bagel_config.Settings, int], tuple[str, str]],
     weights: Literal["auto", "ema", "model"] = "auto",
@@ -88,27 +97,25 @@ def import_folder(
       CheckpointError: the source is damaged, incomplete, or of another model; every missing, extra
         or misshapen tensor is counted and the first ones are named. Nothing is left behind.
     """
-    if output.exists():
+    if epath.Path(output).exists():
         raise CheckpointError(f"{output}: exists already; choose a new folder")
     with _open(source, shapes, weights) as found:
         reader, model = found.reader, found.model
         tokenizer_json, fingerprint = tokenizer(found.settings, model.vocab_size)
         _check_space(output, reader)
-        part = output.with_name(f".{output.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        try:
+        with remote.new_folder(output, last="config.json") as part:
             official = part / OFFICIAL
             official.mkdir(parents=True)
             for name in _COPIED:
                 if (found.folder / name).is_file():
-                    shutil.copyfile(found.folder / name, official / name)
+                    (found.folder / name).copy(official / name)
             _copy(found.vae_reader, official / "ae.safetensors")
             _write_all(official / _TABLES_FILE, found.tables)
             (part / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
             config = Config(
                 model=model,
                 data=DataConfig(
-                    tokenizer=str(output.absolute() / "tokenizer.json"),
+                    tokenizer=str(manager.absolute(output) / "tokenizer.json"),
                     # Without an understanding encoder a painted picture has one copy.
                     grammar=GrammarConfig("vae" if model.und_encoder == "none" else "vae+vit"),
                 ),
@@ -122,14 +129,11 @@ def import_folder(
                 "imported": {"tensors": len(reader.infos), "notes": found.notes},
             }
             streaming.write(part, config, stacked(found.entries, reader), facts)
-            part.replace(output)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     return config, found.notes
 
 
 def load_folder(
-    source: Path, shapes: Shapes, weights: Literal["auto", "ema", "model"] = "auto"
+    source: epath.PathLike, shapes: Shapes, weights: Literal["auto", "ema", "model"] = "auto"
 ) -> tuple[ModelConfig, dict[str, Any], dict[str, Any]]:
     """Reads an official folder into memory: settings, weights, and the autoencoder's weights.
 
@@ -141,10 +145,10 @@ def load_folder(
 
 
 def export_folder(
-    checkpoint: Path,
-    output: Path,
+    checkpoint: epath.PathLike,
+    output: epath.PathLike,
     *,
-    origin: Path | None = None,
+    origin: epath.PathLike | None = None,
     weights: Literal["ema", "params"] = "ema",
     dtype: Literal["stored", "float32", "bfloat16"] = "stored",
 ) -> int:
@@ -165,17 +169,17 @@ def export_folder(
       CheckpointError: the checkpoint is damaged or no BAGEL model, or `origin` is no import of a
         model of these sizes. Nothing is left behind.
     """
-    if output.exists():
+    if epath.Path(output).exists():
         raise CheckpointError(f"{output}: exists already; choose a new folder")
     folder, weights, config, _ = manager.find(checkpoint, weights)
-    official = find_official(checkpoint, Path(folder), config, origin)
+    official = find_official(checkpoint, folder, config, origin)
     stored = manager.stored_shapes(folder, weights)
     entries = name_map.by_path(name_map.model_entries(stored))
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        shutil.copytree(official, part)
-        (part / _TABLES_FILE).unlink()
+    with remote.new_folder(output, last="ema.safetensors") as part:
+        part.mkdir()
+        for file in official.iterdir():
+            if file.name != _TABLES_FILE:
+                file.copy(part / file.name)
         with safetensors_io.Reader([official / _TABLES_FILE]) as tables:
             cast = _CAST.get(dtype)
             flat = name_map.flatten(stored)
@@ -194,13 +198,12 @@ def export_folder(
                         one = array if e.layer is None else array[e.layer]
                         one = name_map.to_official(one, e.layout)
                         writer.write(e.key, one.astype(announced[e.key][1], copy=False))
-        part.replace(output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return len(announced)
 
 
-def write_frozen(official: Path, model: ModelConfig, shapes: Shapes, vae: Path | None) -> None:
+def write_frozen(
+    official: Path, model: ModelConfig, shapes: Shapes, vae: epath.PathLike | None
+) -> None:
     """Writes the frozen files of a model that was not imported: tables, and the autoencoder.
 
     Raises:
@@ -221,7 +224,7 @@ def write_frozen(official: Path, model: ModelConfig, shapes: Shapes, vae: Path |
             _copy(reader, official / "ae.safetensors")
 
 
-def load_vae(imported: Path, sizes: VaeSizes, shapes: Shapes) -> dict[str, Any]:
+def load_vae(imported: epath.PathLike, sizes: VaeSizes, shapes: Shapes) -> dict[str, Any]:
     """The autoencoder's parameters, float32 NumPy arrays.
 
     Args:
@@ -232,14 +235,14 @@ def load_vae(imported: Path, sizes: VaeSizes, shapes: Shapes) -> dict[str, Any]:
     Raises:
       CheckpointError: the file is missing or does not fit.
     """
-    folder = imported / OFFICIAL if (imported / OFFICIAL).is_dir() else imported
+    folder = _official(imported)
     entries = name_map.vae_entries(shapes.vae(sizes))
     with safetensors_io.open_folder(folder, ("ae",)) as reader:
         name_map.check(entries, _shapes(reader), str(folder / "ae.safetensors"))
         return _vae_params(reader, entries)
 
 
-def vae_fingerprint(imported: Path) -> str:
+def vae_fingerprint(imported: epath.PathLike) -> str:
     """16 hex digits over the autoencoder's tensors, for what is made with it and kept.
 
     Args:
@@ -248,7 +251,7 @@ def vae_fingerprint(imported: Path) -> str:
     Raises:
       CheckpointError: the file is missing or damaged.
     """
-    folder = imported / OFFICIAL if (imported / OFFICIAL).is_dir() else imported
+    folder = _official(imported)
     hashed = hashlib.sha256()
     with safetensors_io.open_folder(folder, ("ae",)) as reader:
         for key in sorted(reader.infos):
@@ -262,7 +265,7 @@ def vae_fingerprint(imported: Path) -> str:
 class _Source:
     """An official folder, opened and accounted for."""
 
-    folder: Path
+    folder: epath.Path
     settings: bagel_config.Settings
     reader: safetensors_io.Reader
     vae_reader: safetensors_io.Reader
@@ -274,7 +277,8 @@ class _Source:
 
 
 @contextlib.contextmanager
-def _open(source: Path, shapes: Shapes, weights: str) -> Iterator[_Source]:
+def _open(source: epath.PathLike, shapes: Shapes, weights: str) -> Iterator[_Source]:
+    source = epath.Path(source)
     folder = source if source.is_dir() else source.parent
     stems = {"auto": ("ema", "model")}.get(weights, (weights,))
     with (
@@ -368,21 +372,32 @@ def _write_all(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
             writer.write(key, array)
 
 
-def _check_space(output: Path, reader: safetensors_io.Reader) -> None:
+def _check_space(output: epath.PathLike, reader: safetensors_io.Reader) -> None:
     needed = sum(
         int(np.prod(i.shape, dtype=np.int64)) * i.dtype.itemsize for i in reader.infos.values()
     )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(output.parent).free
+    where = Path(tempfile.gettempdir())  # of what goes elsewhere later
+    if not remote.is_remote(output):
+        where = Path(output).parent
+        where.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(where).free
     if needed > free:
         raise CheckpointError(
-            f"{output.parent}: {free / 1e9:.1f} GB are free, the weights take {needed / 1e9:.1f} GB"
+            f"{where}: {free / 1e9:.1f} GB are free, the weights take {needed / 1e9:.1f} GB"
         )
 
 
+def _official(imported: epath.PathLike) -> epath.Path:
+    folder = epath.Path(imported)
+    return folder / OFFICIAL if (folder / OFFICIAL).is_dir() else folder
+
+
 def find_official(
-    checkpoint: Path, folder: Path, config: Config, origin: Path | None = None
-) -> Path:
+    checkpoint: epath.PathLike,
+    folder: epath.Path,
+    config: Config,
+    origin: epath.PathLike | None = None,
+) -> epath.Path:
     """The `official` folder of frozen parts that belongs to a checkpoint, of the same sizes.
 
     Args:
@@ -396,11 +411,11 @@ def find_official(
       CheckpointError: there is none, or it is of a model of other sizes.
     """
     looked: list[str] = []
-    waiting = [origin] if origin else [checkpoint, folder.parent.parent]
+    waiting: list[epath.PathLike] = [origin] if origin else [checkpoint, folder.parent.parent]
     if not origin and config.train.init_from:
-        waiting.append(Path(config.train.init_from))
+        waiting.append(config.train.init_from)
     while waiting:
-        candidate = Path(waiting.pop(0))
+        candidate = epath.Path(waiting.pop(0))
         if str(candidate) in looked:
             continue
         looked.append(str(candidate))
@@ -408,9 +423,9 @@ def find_official(
         if official.is_dir():
             break
         if not origin and (candidate / "config.json").is_file():
-            stated = json.loads((candidate / "config.json").read_text(encoding="utf-8"))
+            stated = json.loads((candidate / "config.json").read_text())
             if stated.get("train", {}).get("init_from"):
-                waiting.append(Path(stated["train"]["init_from"]))
+                waiting.append(stated["train"]["init_from"])
     else:
         raise CheckpointError(
             f"{checkpoint}: no imported BAGEL folder belongs to it (looked in "
@@ -418,7 +433,7 @@ def find_official(
             "its official/ holds the autoencoder. When exporting, name it with --origin; otherwise "
             "put it back where train.init_from says"
         )
-    stated = json.loads((official.parent / "config.json").read_text(encoding="utf-8"))["model"]
+    stated = json.loads((official.parent / "config.json").read_text())["model"]
     for name in ("width", "num_layers", "codec_channels", "patch", "latent_grid", "und_encoder"):
         if stated[name] != getattr(config.model, name):
             raise CheckpointError(

@@ -11,10 +11,10 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from process_gen.checkpoint.name_map import TABLES
 from process_gen.checkpoint.safetensors_io import TensorInfo
@@ -40,7 +40,7 @@ class Settings:
     vit: Mapping[str, Any]
 
 
-def read_settings(folder: Path) -> Settings:
+def read_settings(folder: epath.Path) -> Settings:
     """Reads the JSON files of a folder; absent ones are empty.
 
     Raises:

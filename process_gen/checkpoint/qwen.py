@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from process_gen.checkpoint import bagel, name_map, safetensors_io, streaming
+from process_gen.checkpoint import bagel, manager, name_map, remote, safetensors_io, streaming
 from process_gen.core.configs import Config, ModelConfig
 from process_gen.core.errors import CheckpointError
 
@@ -25,13 +25,13 @@ _PREFIX = "language_model."
 
 
 def import_folder(
-    source: Path,
-    output: Path,
+    source: epath.PathLike,
+    output: epath.PathLike,
     base: Config,
     shapes: bagel.Shapes,
     draw: Callable[[ModelConfig, frozenset[str]], Mapping[str, np.ndarray]],
     tokenizer: Callable[[int], tuple[str, str]],
-    vae: Path | None = None,
+    vae: epath.PathLike | None = None,
 ) -> Config:
     """Reads a Qwen2 folder into a new working directory.
 
@@ -51,7 +51,8 @@ def import_folder(
       CheckpointError: the source is damaged or no Qwen2 model; missing and unknown tensors are
         named. Nothing is left behind.
     """
-    if output.exists():
+    source = epath.Path(source)
+    if epath.Path(output).exists():
         raise CheckpointError(f"{output}: exists already; choose a new folder")
     if (base.model.codec == "flux") != (vae is not None):
         raise CheckpointError(
@@ -68,25 +69,20 @@ def import_folder(
         }
         plan = _plan(grouped, reader, stated, source)
         tokenizer_json, fingerprint = tokenizer(model.vocab_size)
-        part = output.with_name(f".{output.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        try:
+        with remote.new_folder(output, last="config.json") as part:
             official = part / bagel.OFFICIAL
             official.mkdir(parents=True)
             bagel.write_frozen(official, model, shapes, vae)
             _write_settings(official, model, stated)
             (official / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
             (part / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-            file = str(output.absolute() / "tokenizer.json")
+            file = str(manager.absolute(output) / "tokenizer.json")
             data = dataclasses.replace(base.data, tokenizer=file)
             config = dataclasses.replace(base, model=model, data=data)
             drawn = draw(model, frozenset(set(flat) - set(plan)))
             arrays = _arrays(grouped, plan, reader, drawn, model)
             facts = {"tokenizer": fingerprint, "imported": {"qwen": source.name}}
             streaming.write(part, config, arrays, facts)
-            part.replace(output)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
     return config
 
 
@@ -94,7 +90,7 @@ def _is_language(path: str) -> bool:
     return path.startswith(("layers/", "final_norm/", "embed/", "lm_head/"))
 
 
-def _config(source: Path) -> dict[str, Any]:
+def _config(source: epath.Path) -> dict[str, Any]:
     file = source / "config.json"
     try:
         stated = dict(json.loads(file.read_text(encoding="utf-8")))
@@ -118,7 +114,7 @@ def _model(
     base: ModelConfig,
     reader: safetensors_io.Reader,
     stated: Mapping[str, Any],
-    source: Path,
+    source: epath.Path,
 ) -> ModelConfig:
     def shape(key: str) -> tuple[int, ...]:
         if key not in reader.infos:
@@ -151,7 +147,7 @@ def _plan(
     grouped: Mapping[str, list[name_map.Entry]],
     reader: safetensors_io.Reader,
     stated: Mapping[str, Any],
-    source: Path,
+    source: epath.Path,
 ) -> dict[str, list[str] | None]:
     """For each of our arrays the source's tensors, layers in order; None for norms set to one."""
     held = {k: i.shape for k, i in reader.infos.items() if not k.endswith("rotary_emb.inv_freq")}

@@ -1,9 +1,9 @@
 """Reading and writing folders of safetensors files, one tensor at a time.
 
-Reading goes through the `safetensors` package, which checks headers and lengths. Only writing has
-code of its own: the package's writer wants every tensor in memory at once, which a 29 GB model does
-not allow. Pickled weights (`.bin`, `.pt`, `.pth`, `.ckpt`) run code when they are opened and are
-refused, whatever their name.
+Reading local files goes through the `safetensors` package, which checks headers and lengths; remote
+ones are read by ranges (`checkpoint.remote`). Writing has code of its own: the package's writer
+wants every tensor in memory at once, which a 29 GB model does not allow. Pickled weights (`.bin`,
+`.pt`, `.pth`, `.ckpt`) run code when they are opened and are refused, whatever their name.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import dataclasses
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
+from etils import epath
 
+from process_gen.checkpoint.remote import RangeReader, is_remote
 from process_gen.core.errors import CheckpointError
 
 DTYPES = {
@@ -43,7 +46,7 @@ class TensorInfo:
       shape, dtype: of the stored array.
     """
 
-    file: Path
+    file: epath.Path
     shape: tuple[int, ...]
     dtype: np.dtype
 
@@ -54,7 +57,7 @@ class Reader:
     `infos` is known at once; `read` loads a single tensor. Use it in a `with` block.
     """
 
-    def __init__(self, files: list[Path]):
+    def __init__(self, files: Sequence[epath.PathLike]):
         """Opens all files and reads their headers.
 
         Raises:
@@ -62,16 +65,16 @@ class Reader:
             two files hold one key; the text names the file.
         """
         self._stack = contextlib.ExitStack()
-        self._handles = {}
+        self._handles: dict[epath.Path, Any] = {}
         self.infos: dict[str, TensorInfo] = {}
         try:
             for file in files:
-                self._open(file)
+                self._open(epath.Path(file))
         except BaseException:
             self.close()
             raise
 
-    def _open(self, file: Path) -> None:
+    def _open(self, file: epath.Path) -> None:
         if not file.is_file():
             raise CheckpointError(f"{file}: no such file")
         with file.open("rb") as stream:
@@ -82,21 +85,27 @@ class Reader:
                 "convert it to safetensors where it came from"
             )
         try:
-            # `pread` keeps the file's pages out of this process; a mapping of 29 GB would look
-            # like memory in use.
-            opened = safetensors.safe_open(file, "np", backend="pread")
-            handle = self._stack.enter_context(opened)
-        except (safetensors.SafetensorError, OSError) as error:
+            tensors = self._open_remote(file) if is_remote(file) else self._open_local(file)
+        except (safetensors.SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{file}: damaged or no safetensors file ({error})") from error
-        self._handles[file] = handle
-        for key in handle.keys():
-            view = handle.get_slice(key)
-            if view.get_dtype() not in DTYPES:
-                raise CheckpointError(f"{file}: tensor {key} has type {view.get_dtype()}, no float")
+        for key, (dtype, shape) in tensors.items():
+            if dtype not in DTYPES:
+                raise CheckpointError(f"{file}: tensor {key} has type {dtype}, no float")
             if key in self.infos:
                 raise CheckpointError(f"{file}: tensor {key} is also in {self.infos[key].file}")
-            shape = tuple(view.get_shape())
-            self.infos[key] = TensorInfo(file, shape, DTYPES[view.get_dtype()])
+            self.infos[key] = TensorInfo(file, shape, DTYPES[dtype])
+
+    def _open_local(self, file: epath.Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+        # `pread` keeps the file's pages out of this process; a mapping of 29 GB would look like
+        # memory in use.
+        opened = safetensors.safe_open(file, "np", backend="pread")
+        handle = self._handles[file] = self._stack.enter_context(opened)
+        views = {key: handle.get_slice(key) for key in handle.keys()}
+        return {k: (view.get_dtype(), tuple(view.get_shape())) for k, view in views.items()}
+
+    def _open_remote(self, file: epath.Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+        handle = self._handles[file] = RangeReader(file, DTYPES)
+        return handle.tensors
 
     def read(self, key: str) -> np.ndarray:
         """Loads one tensor in its stored type."""
@@ -115,7 +124,7 @@ class Reader:
         self.close()
 
 
-def open_folder(source: Path, stems: tuple[str, ...]) -> Reader:
+def open_folder(source: epath.PathLike, stems: tuple[str, ...]) -> Reader:
     """Opens the first of `stems` that a folder has, as `S.safetensors` or as a sharded index.
 
     Args:
@@ -126,6 +135,7 @@ def open_folder(source: Path, stems: tuple[str, ...]) -> Reader:
       CheckpointError: none is there (pickles are pointed out), an index names a shard that is not
         there or disagrees with its shards about a key; or see `Reader`.
     """
+    source = epath.Path(source)
     if source.is_file():
         return Reader([source])
     if not source.is_dir():
@@ -143,7 +153,7 @@ def open_folder(source: Path, stems: tuple[str, ...]) -> Reader:
     raise CheckpointError(f"{source}: holds no {wanted}{hint}")
 
 
-def _open_sharded(index: Path) -> Reader:
+def _open_sharded(index: epath.Path) -> Reader:
     try:
         weight_map = dict(json.loads(index.read_text())["weight_map"])
         names = sorted(set(weight_map.values()))

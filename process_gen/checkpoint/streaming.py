@@ -20,6 +20,9 @@ from process_gen.core import configs
 
 # Small arrays are written together, for every save costs a tenth of a second.
 _AT_ONCE = 64 << 20
+# Arrays are stored in pieces of about this size, cut along their longest dimensions. A host that
+# holds a shard reads the pieces that it lies in and not the whole array (`mesh.fsdp`).
+_PIECE = 16 << 20
 
 
 def write(
@@ -41,6 +44,7 @@ def write(
     context = manager.open_context()
     context.memory.deepcopy_host_arrays = False
     context.array.saving.use_compression = False
+    context.array.saving.storage_options.chunk_byte_size = _PIECE
     with context:
         waiting: dict[str, np.ndarray] = {}
         for path, array in arrays:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from etils import epath
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from process_gen.core.errors import DataError
@@ -40,7 +40,7 @@ FILES = (
 )
 
 
-def from_folder(folder: Path) -> str:
+def from_folder(folder: epath.Path) -> str:
     """The `tokenizer.json` text of a folder that has one, or `vocab.json` and `merges.txt`.
 
     Raises:
@@ -130,21 +130,21 @@ def check_ids(tokenizer: BpeTokenizer, stated: Mapping[str, int], vocab_rows: in
         )
 
 
-def _read(file: Path) -> str:
+def _read(file: epath.Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
 
 
-def _json(file: Path) -> Any:
+def _json(file: epath.Path) -> Any:
     try:
         return json.loads(_read(file))
     except ValueError as error:
         raise DataError(f"{file}: is no JSON ({error})") from error
 
 
-def _added_tokens(folder: Path) -> dict[str, int]:
+def _added_tokens(folder: epath.Path) -> dict[str, int]:
     """Ids of the tokens beside `vocab.json`, from whichever file states them."""
     added: dict[str, int] = {}
     if (folder / "tokenizer_config.json").is_file():

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from process_gen.checkpoint import bagel, manager, shipped
 from process_gen.core.configs import Config, SamplerConfig
@@ -253,7 +253,7 @@ def load(path: str = "", *, weights: str = "ema", step: int | str = "latest") ->
         )
     vae = None
     if config.model.codec == "flux":
-        official = bagel.find_official(Path(path), Path(meta["path"]), config)
+        official = bagel.find_official(path, epath.Path(meta["path"]), config)
         vae = jax.device_put(bagel.load_vae(official, config.model.vae, BAGEL))
     return Painter(config, params, vae=vae, tokenizer=tokenizer, meta=meta)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from etils import epath
@@ -69,7 +68,7 @@ def frozen_codec(config: Config) -> Any:
             "that started from one, with --config.train.init_from=DIR"
         )
     folder, _, stated, _ = manager.find(start)
-    official = bagel.find_official(Path(start), Path(folder), stated)
+    official = bagel.find_official(start, folder, stated)
     if config.data.stored_latents:
         fingerprint = bagel.vae_fingerprint(official)
         open_all(config, (*config.data.sources, *config.data.eval_sources), fingerprint)
