@@ -49,7 +49,7 @@ class OwnJudge:
 
 
 class ModelJudge:
-    """Lets a checkpoint inspect sketches that it did not paint.
+    """Lets a checkpoint inspect sketches that it did not paint; it takes its likeliest words.
 
     Args:
       checkpoint, step, weights: see `sampling.painter.load`.
@@ -67,7 +67,7 @@ class ModelJudge:
     def check(self, requests: Sequence[CheckRequest]) -> list[Verdict | Failed]:
         """The verdict on each request."""
         answers: list[Verdict | Failed] = [Failed("a plan without a sketch")] * len(requests)
-        by_pictures: dict[tuple[int, int], list[int]] = {}
+        by_pictures: dict[int, list[int]] = {}
         starts = {}
         for i, request in enumerate(requests):
             if request.picture is not None:
@@ -75,12 +75,11 @@ class ModelJudge:
                 starts[i] = Trajectory(
                     request.prompt, steps=(*request.earlier, step), metadata=request.metadata
                 )
-                key = (len(starts[i].images), request.seed % 2**32)
-                by_pictures.setdefault(key, []).append(i)
+                by_pictures.setdefault(len(starts[i].images), []).append(i)
         # A painting is closed when it would need one picture more than it was given.
-        for (pictures, seed), group in sorted(by_pictures.items()):
+        for pictures, group in sorted(by_pictures.items()):
             painted = self._painter.paint(
-                [starts[i] for i in group], seed=seed, max_images=pictures
+                [starts[i] for i in group], temperature=0.0, max_images=pictures
             )
             for i, trajectory in zip(group, painted, strict=True):
                 step = trajectory.steps[len(requests[i].earlier)]
