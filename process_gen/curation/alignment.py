@@ -19,7 +19,7 @@ from process_gen.core.grammar import Supervise
 from process_gen.core.settings import build
 from process_gen.core.trajectory import Image, Step, Trajectory, parse_plan
 from process_gen.curation.engine import Made, Passed, Record, Skip
-from process_gen.curation.makers import Makers, Workshop
+from process_gen.curation.makers import Makers, Workshop, identity_of
 from process_gen.curation.multi_turn import Work, begin, judged, paint_step
 from process_gen.curation.prompts import Prompts, open_prompts
 from process_gen.curation.protocols import DrawRequest, Failed, Verdict
@@ -69,12 +69,13 @@ class Alignment:
         self.options = build(AlignmentOptions, options, "alignment")
         self._seed = derived_seed("alignment", seed)
         self._size = size
+        self._workshop = Workshop(self.options.makers)
         self._prompts: Prompts = open_prompts(
             self.options.prompts, self.options.weights, size, self._seed
         )
         self.identity = {
             "kind": "alignment",
-            "options": dataclasses.asdict(self.options),
+            **identity_of(self.options),
             "prompts": self._prompts.fingerprint,
             "size": size,
             "seed": seed,
@@ -86,7 +87,7 @@ class Alignment:
 
     def make(self, start: int, stop: int) -> Iterator[Made]:
         """Makes critiques."""
-        workshop = Workshop(self.options.makers)
+        workshop = self._workshop
         for first in range(start, stop, self.options.chunk):
             items = range(first, min(first + self.options.chunk, stop))
             tally: Counter[str] = Counter()

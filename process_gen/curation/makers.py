@@ -70,6 +70,51 @@ class Makers:
         return self.drafter == "strokes"
 
 
+# Settings of a server that decide how it is asked, not what it answers.
+_HOW = (
+    "api_key_env",
+    "cache",
+    "concurrency",
+    "timeout",
+    "attempts",
+    "backoff",
+    "max_wait",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "tokens_per_picture",
+    "prices",
+)
+
+
+def identity_of(options: Any) -> dict[str, Any]:
+    """The options of a recipe as its identity has them, and the words that servers are asked in.
+
+    Args:
+      options: a dataclass with a field `makers`.
+    """
+    makers: Makers = options.makers
+    values = dataclasses.asdict(options)
+    for server in ("remote", "remote_drafter"):
+        settings = values["makers"][server]
+        values["makers"][server] = {k: v for k, v in settings.items() if k not in _HOW}
+    used = {
+        "parse": makers.parser,
+        "plan": makers.planner,
+        "write": makers.writer,
+        "draw": makers.drafter,
+        "judge": makers.judge,
+    }
+    templates = {}
+    for name in (name for name, by in used.items() if by == "remote"):
+        from process_gen.curation.prompt_templates import load_template
+
+        server = (
+            makers.remote_drafter if name == "draw" and makers.remote_drafter else makers.remote
+        )
+        templates[name] = load_template(name, server.get("templates", "")).fingerprint
+    return {"options": values, "templates": templates}
+
+
 class Workshop:
     """Makes each party once, on first use.
 

@@ -16,7 +16,7 @@ from process_gen.core.grammar import Supervise
 from process_gen.core.settings import build
 from process_gen.core.trajectory import Image, Step, Trajectory
 from process_gen.curation.engine import Made, Passed, Record, Skip
-from process_gen.curation.makers import Makers, Workshop
+from process_gen.curation.makers import Makers, Workshop, identity_of
 from process_gen.curation.prompts import Prompts, open_prompts
 from process_gen.curation.protocols import (
     CheckRequest,
@@ -110,12 +110,13 @@ class MultiTurn:
         self.options = build(MultiTurnOptions, options, "multi_turn")
         self._seed = derived_seed("multi_turn", seed)
         self._size = size
+        self._workshop = Workshop(self.options.makers)
         self._prompts: Prompts = open_prompts(
             self.options.prompts, self.options.weights, size, self._seed
         )
         self.identity = {
             "kind": "multi_turn",
-            "options": dataclasses.asdict(self.options),
+            **identity_of(self.options),
             "prompts": self._prompts.fingerprint,
             "size": size,
             "seed": seed,
@@ -127,7 +128,7 @@ class MultiTurn:
 
     def make(self, start: int, stop: int) -> Iterator[Made]:
         """Makes paintings."""
-        workshop = Workshop(self.options.makers)
+        workshop = self._workshop
         drafter = workshop.drafter(self.options.faults)
         for first in range(start, stop, self.options.chunk):
             works = begin(range(first, min(first + self.options.chunk, stop)), self._prompts,

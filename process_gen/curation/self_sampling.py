@@ -30,7 +30,7 @@ from process_gen.core.grammar import Supervise
 from process_gen.core.settings import build
 from process_gen.core.trajectory import Step, Trajectory, parse_plan
 from process_gen.curation.engine import Made, Passed, Record, Skip
-from process_gen.curation.makers import Makers, Workshop
+from process_gen.curation.makers import Makers, Workshop, identity_of
 from process_gen.curation.model_judge import OwnJudge, own_verdict
 from process_gen.curation.prompts import Prompts, open_prompts
 from process_gen.curation.protocols import CheckRequest, DrawRequest, Failed, Judge, Verdict
@@ -118,13 +118,14 @@ class SelfSampling:
         self._subset: Subset = subset
         self._seed = derived_seed("self_sampling", seed)
         self._size = size
+        self._workshop = Workshop(self.options.makers)
         self._prompts: Prompts = open_prompts(
             self.options.prompts, self.options.tags, size, self._seed
         )
         meta = self._painter.meta
         self.identity = {
             "kind": f"self_sampling:{subset}",
-            "options": dataclasses.asdict(self.options),
+            **identity_of(self.options),
             "prompts": self._prompts.fingerprint,
             "size": size,
             "seed": seed,
@@ -142,7 +143,7 @@ class SelfSampling:
 
     def make(self, start: int, stop: int) -> Iterator[Made]:
         """Paints, judges, and keeps as many right sketches as the faulty ones call for."""
-        workshop = Workshop(self.options.makers)
+        workshop = self._workshop
         paintings: dict[int, Trajectory] = {}
         for item, painting in self._paint(start, stop):
             paintings[item] = painting

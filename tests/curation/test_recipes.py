@@ -280,6 +280,20 @@ def test_the_identity_names_what_decides_the_bytes():
         assert identity(**changes) != identity()
 
 
+def test_how_a_server_is_asked_may_change_while_a_build_goes_on(tmp_path):
+    def identity(**remote):
+        makers = {"judge": "remote", "remote": remote}
+        return json.dumps(recipe("multi_turn", makers=makers).identity)
+
+    assert identity(chat_model="a") == identity(chat_model="a", concurrency=1, timeout=3.0)
+    assert identity(chat_model="a") != identity(chat_model="b")
+    words = tmp_path / "judge.j2"
+    words.write_text("{% block user %}Well?{% endblock %}")
+    assert identity(chat_model="a") != identity(chat_model="a", templates=str(tmp_path))
+    templates = recipe("multi_turn", makers={"judge": "remote"}).identity["templates"]
+    assert list(templates) == ["judge"] and recipe("multi_turn").identity["templates"] == {}
+
+
 def test_the_recipes_take_the_makers_from_the_workshop():
     workshop = Workshop(Makers())
     assert workshop.planner is workshop.planner and workshop.reference is None
