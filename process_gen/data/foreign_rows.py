@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from process_gen.data.skips import Skips, Unusable
 MAX_LINE = 1 << 24  # bytes of a JSON line
 MAX_PICTURE = 1 << 27  # bytes of an encoded picture
 _CHUNK = 1 << 20
+_TAR_END = bytes(1024)
 _BETWEEN = (re.compile(r"\s*\[?\s*"), re.compile(r"[\s,]*"))  # before the first item, and later
 
 
@@ -59,12 +61,11 @@ def read_json(path: epath.Path, skips: Skips) -> Iterator[Row]:
                 chunk = file.read(_CHUNK) if len(text) - at <= MAX_LINE else b""
                 if more := bool(chunk):
                     text, at = text[at:] + decode(chunk), 0
-                elif text[at:].strip() not in ("]", ""):
-                    skips.add(f"{path.name}, item {number}", f"no JSON array: {error}", "file")
-                    return
-                else:
-                    return
-                continue
+                    continue
+                if text[at:].strip() != "]":
+                    what = f"no whole JSON array: {error}"
+                    skips.add(f"{path.name}, item {number}", what, "file")
+                return
             where, at = f"{path.name}, item {number}", end
             number += 1
             try:
@@ -88,7 +89,11 @@ def read_tar(path: epath.Path, skips: Skips) -> Iterator[Row]:
     """
     key, cells = "", {}
     try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+        with path.open("rb") as file:
+            file.seek(-min(len(_TAR_END), path.stat().length), os.SEEK_END)
+            whole = file.read() == _TAR_END  # without it, tarfile takes a cut for the end
+            file.seek(0)
+            archive = tarfile.open(fileobj=file, mode="r|")
             for member in archive:
                 if not member.isfile():
                     continue
@@ -108,6 +113,8 @@ def read_tar(path: epath.Path, skips: Skips) -> Iterator[Row]:
         return
     if cells:
         yield Row(f"{path.name}, {key.strip('/')}", cells)
+    if not whole:
+        skips.add(f"{path.name}, after {key.strip('/')}", "no whole tar file: it is cut", "file")
 
 
 def read_any(source: str, columns: Sequence[str], skips: Skips) -> Iterator[Row]:
