@@ -42,6 +42,7 @@ EXTRAS = {
     "cuda": [f"jax[cuda12]{JAX}"],
     "tensorboard": ["tensorboard>=2.20,<3"],
     "beam": ["apache-beam>=2.77,<3"],
+    "parquet": ["pyarrow>=18,<27"],
     "remote": ["openai>=3,<4", "jsonschema>=4.25,<5"],
     "app": ["gradio>=6,<7"],
     "dev": [
@@ -49,6 +50,7 @@ EXTRAS = {
         "mkdocs>=1.6.1,<2",
         "mkdocs-material>=9.6,<10",
         "pre-commit>=4,<5",
+        "pyarrow>=18,<27",
         "pyright[nodejs]>=1.1.414,<1.2",
         "pytest>=9,<10",
         "pytest-timeout>=2.4,<3",
