@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from process_gen.core.errors import DataError
+from process_gen.curation.prompt_words import QUANTIFIERS
 from process_gen.curation.protocols import Change, Failed, Node, SceneGraph
 
 _NUMBERS = ("no", "a", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -34,15 +35,18 @@ def plural(name: str) -> str:
 def noun(node: Node) -> str:
     """A node without its number: "running black dog", "wooden benches"."""
     name = node.name if node.count == 1 else plural(node.name)
-    return " ".join([*node.attributes, *([node.color] if node.color else []), name])
+    before = [word for word in node.attributes if " " not in word and word not in QUANTIFIERS]
+    after = [words for words in node.attributes if " " in words]  # "on the left"
+    return " ".join([*before, *([node.color] if node.color else []), name, *after])
 
 
 def phrase(node: Node) -> str:
-    """A node in words: "an orange cat", "two wooden benches"."""
+    """A node in words: "an orange cat", "two wooden benches", "many trees on the left"."""
     words = noun(node)
     if node.count == 1:
         return f"{'an' if words[:1].lower() in tuple('aeiou') else 'a'} {words}"
     number = _NUMBERS[node.count] if node.count < len(_NUMBERS) else str(node.count)
+    number = next((word for word in node.attributes if word in QUANTIFIERS), number)
     return f"{number} {words}"
 
 

@@ -97,6 +97,7 @@ def test_the_planner_answers_in_order_and_passes_failures_on():
 def test_words():
     assert phrase(Node("apple", 1, "orange")) == "an orange apple"
     assert phrase(Node("bench", 12, None, ("old",))) == "12 old benches"
+    assert phrase(Node("dog", 2, "red", ("many", "on the left"))) == "many red dogs on the left"
     for one, many in (("wine glass", "wine glasses"), ("knife", "knives"), ("sheep", "sheep"),
                       ("berry", "berries"), ("toy", "toys"), ("old man", "old men")):  # fmt: skip
         assert plural(one) == many
