@@ -206,6 +206,8 @@ class SelfSampling:
         """At most one cut of a painting, and a skip where the judge did not know."""
         right: list[_Cut] = []
         earlier: tuple[Step, ...] = ()
+        setting = f"setting {item % len(self.options.settings)}"
+        tally[f"{setting}/paintings"] += 1
         for number, (request, verdict) in enumerate(zip(requests, verdicts, strict=True)):
             step = painting.steps[number]
             own = own_verdict(request.said or "", request.replanned)
@@ -214,10 +216,12 @@ class SelfSampling:
             tally.update(compare("painter", own, verdict if truths is None else truths[number]))
             if isinstance(verdict, Failed):
                 tally[f"sketches/not said: {verdict.reason}"] += 1
+                tally[f"{setting}/not said"] += 1
                 yield Skip(item, verdict.reason, verdict.detail[:200])
                 break
             kind = f"{verdict.fault}, {verdict.kind}" if verdict.fault else "right"
             tally[f"sketches/{kind}"] += 1
+            tally[f"{setting}/faulty"] += not verdict.ok
             alarm = isinstance(own, Verdict) and not own.ok
             here = _Cut(item, painting, earlier, step, verdict, alarm)
             if alarm or not verdict.ok:
