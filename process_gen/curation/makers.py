@@ -12,6 +12,7 @@ from process_gen.core.checks import check
 from process_gen.curation.graphs import GraphPlanner
 from process_gen.curation.prompt_graph import RuleParser
 from process_gen.curation.protocols import Drafter, Judge, Parser, Planner, Writer
+from process_gen.curation.remote_options import RemoteOptions
 from process_gen.curation.strokes_judge import OracleJudge
 from process_gen.curation.strokes_maker import StrokesDrafter, StrokesPlanner
 from process_gen.curation.wording import TemplateWriter
@@ -63,6 +64,13 @@ class Makers:
             self.judge != "model" or self.checkpoint != "",
             "makers.judge='model' needs makers.checkpoint",
         )
+        server = RemoteOptions.from_mapping(self.remote)
+        asked = "remote" in (self.planner, self.parser, self.writer, self.judge)
+        check(not asked or server.chat_model != "", "makers.remote.chat_model names no model")
+        if self.drafter == "remote":
+            name = "remote_drafter" if self.remote_drafter else "remote"
+            server = RemoteOptions.from_mapping(self.remote_drafter or self.remote)
+            check(server.image_model != "", f"makers.{name}.image_model names no model")
 
     @property
     def strokes(self) -> bool:
@@ -70,9 +78,13 @@ class Makers:
         return self.drafter == "strokes"
 
 
-# Settings of a server that decide how it is asked, not what it answers.
+# Settings of a server that decide how it is asked, not what it answers. Templates belong to the
+# identity by their contents, not by their place.
 _HOW = (
+    "base_url",
     "api_key_env",
+    "ask_base64",
+    "templates",
     "cache",
     "concurrency",
     "timeout",
@@ -128,7 +140,6 @@ class Workshop:
 
     def _client(self, which: str = "remote") -> Any:
         from process_gen.curation.remote_client import RemoteClient
-        from process_gen.curation.remote_options import RemoteOptions
 
         options = getattr(self._makers, which)
         if which == "remote_drafter" and not options:

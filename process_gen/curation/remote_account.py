@@ -79,12 +79,14 @@ class Account:
     def drain(self) -> collections.Counter[str]:
         """The counts since the last call, flat ("judge answered", "judge faults: timeout").
 
-        For tallies that are summed over shards and machines; `report` is not changed by it.
+        For tallies that are summed over shards and machines; `report` is not changed by it. Whole
+        numbers only, so that sums are exact: the cost is in millionths of the prices' currency.
         """
         with self._lock:
             now: collections.Counter[str] = collections.Counter()
             for kind, counts in self._counts.items():
                 now.update({f"{kind} {name}": n for name, n in counts.items()})
+                now["cost in millionths"] += round(self._cost(counts) * 1e6)
             for (kind, event), reasons in self._reasons.items():
                 now.update({f"{kind} {event}: {reason}": n for reason, n in reasons.items()})
             fresh = now - self._drained
@@ -101,7 +103,10 @@ class Account:
                 for event in ("faults", "failed"):
                     reasons = self._reasons.get((kind, event), {})
                     kinds[kind][event] = dict(sorted(reasons.items()))
-                cost += counts["input_tokens"] * self._prices.input_per_million / 1e6
-                cost += counts["output_tokens"] * self._prices.output_per_million / 1e6
-                cost += counts["pictures"] * self._prices.per_picture
+                cost += self._cost(counts)
             return {"kinds": kinds, "cost": round(cost, 6)}
+
+    def _cost(self, counts: collections.Counter[str]) -> float:
+        tokens = counts["input_tokens"] * self._prices.input_per_million
+        tokens += counts["output_tokens"] * self._prices.output_per_million
+        return tokens / 1e6 + counts["pictures"] * self._prices.per_picture

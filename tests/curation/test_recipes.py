@@ -118,7 +118,11 @@ def test_other_planners_drafters_and_judges_take_part(monkeypatch, tmp_path):
     monkeypatch.setattr(Workshop, "judge", Judge())
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red bench\na cow\na dog\na sheep\n")
+    models = {"chat_model": "seer", "image_model": "painter"}
     makers = {"planner": "graph", "drafter": "remote", "judge": "remote", "diversify": 0.0}
+    with pytest.raises(ConfigError, match="remote.image_model names no model"):
+        recipe("multi_turn", prompts=str(prompts), makers=makers | {"remote": {"chat_model": "a"}})
+    makers["remote"] = models
     made = recipe("multi_turn", size=5, prompts=str(prompts), makers=makers)
     records, skips, tally, passed = run(made.make(0, 5))
     assert passed == 5 and [r.item for r in records] == [0, 4]
@@ -285,12 +289,14 @@ def test_how_a_server_is_asked_may_change_while_a_build_goes_on(tmp_path):
         makers = {"judge": "remote", "remote": remote}
         return json.dumps(recipe("multi_turn", makers=makers).identity)
 
-    assert identity(chat_model="a") == identity(chat_model="a", concurrency=1, timeout=3.0)
+    elsewhere = {"base_url": "http://other:8000/v1", "concurrency": 1, "timeout": 3.0}
+    assert identity(chat_model="a") == identity(chat_model="a", **elsewhere)
     assert identity(chat_model="a") != identity(chat_model="b")
     words = tmp_path / "judge.j2"
     words.write_text("{% block user %}Well?{% endblock %}")
     assert identity(chat_model="a") != identity(chat_model="a", templates=str(tmp_path))
-    templates = recipe("multi_turn", makers={"judge": "remote"}).identity["templates"]
+    makers = {"judge": "remote", "remote": {"chat_model": "a"}}
+    templates = recipe("multi_turn", makers=makers).identity["templates"]
     assert list(templates) == ["judge"] and recipe("multi_turn").identity["templates"] == {}
 
 

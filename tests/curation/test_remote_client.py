@@ -256,6 +256,7 @@ def test_costs_are_added_up(options):
         assert client.account.drain() == {"judge asked": 1, "judge cached": 1}
     assert tally["judge faults: malformed JSON"] == tally["draw pictures"] == 1
     assert tally["judge input_tokens"] == 300
+    assert tally["cost in millionths"] == pytest.approx(report["cost"] * 1e6)
     assert report["kinds"]["judge"]["input_tokens"] == 300, "a rejected answer was paid too"
     assert report["kinds"]["draw"]["pictures"] == 1
     assert report["cost"] == pytest.approx((305 * 1000 + 80 * 2000) / 1e6 + 0.25)
