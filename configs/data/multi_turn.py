@@ -10,6 +10,8 @@ OpenAI-compatible API draws and judges: SERVER below, and the variable OPENAI_AP
 
 from ml_collections import ConfigDict
 
+from configs import bagel_7b
+
 SERVER = {
     "base_url": "https://api.openai.com/v1",
     "chat_model": "gpt-4o",
@@ -27,6 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
         makers = {"planner": "graph", "parser": "remote", "writer": "remote", "drafter": "remote"}
         makers |= {"judge": "remote", "diversify": 0.3, "remote": SERVER}
         options = {"prompts": arg, "makers": makers, "attempts": 2}
+        config.model = bagel_7b.get_config().model  # whose tokens are counted
         config.data.image_size = 512
         config.data.text_len = 4096
     config.data.sources = ({"kind": "multi_turn", "size": 2000, "options": options},)

@@ -1,15 +1,17 @@
 """Paintings for your own prompts, planned, drawn and judged by models behind your own servers.
 
-    python -m launch.make_data --config=configs/data/remote.py:prompts.txt --out=/tmp/remote --show=8
+    python -m launch.make_data --config=configs/data/remote.py:prompts.txt --out=/tmp/painted
 
 The argument is a file of prompts: a prompt a line, or metadata JSONL with "prompt". Copy this file
 and fill in what is yours; docs/curation.md describes all settings, what is counted, and what it
 costs. Leave --workers at 1: requests run side by side within one process, and each further process
-would keep a rate limit of its own. A run that is ended goes on with the same command and asks nothing
-twice.
+would keep a rate limit of its own. A run that is ended goes on with the same command, and asks
+nothing twice.
 """
 
 from ml_collections import ConfigDict
+
+from configs import bagel_7b
 
 # A model that sees pictures: reads free text, writes the steps, judges the sketches.
 CHAT = {
@@ -38,6 +40,8 @@ DRAW = {
 
 def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
+    # Tokens are counted, and pictures refused, for the model that will be trained.
+    config.model = bagel_7b.get_config().model
     config.data = ConfigDict()
     makers = {
         "planner": "graph",  # growing subgraphs; "remote" lets the model plan by itself
