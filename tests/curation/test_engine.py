@@ -11,6 +11,7 @@ import pytest
 from process_gen.core.configs import from_mapping
 from process_gen.core.errors import DataError
 from process_gen.core.trajectory import Step, Trajectory, same
+from process_gen.curation import engine
 from process_gen.curation.engine import Job, Passed, Record, Skip, finish, make_shard, open_site
 from process_gen.curation.recipes import make_job
 from process_gen.curation.workers import build
@@ -239,6 +240,14 @@ def test_bounds_cover_every_item_once():
         bounds = [cut.bounds(shard) for shard in range(shards)]
         assert [i for start, stop in bounds for i in range(start, stop)] == list(range(items))
         assert {stop - start for start, stop in bounds} <= {items // shards, items // shards + 1}
+
+
+def test_a_folder_without_renames_gets_whole_files(tmp_path, monkeypatch):
+    """An object store shows a file when its upload is complete; here another folder stands in."""
+    build(job(), str(tmp_path / "a"))
+    monkeypatch.setattr(engine, "is_local", lambda folder: False)
+    build(job(), str(tmp_path / "b"))
+    assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
 def test_another_seed_gives_other_bytes(tmp_path):
