@@ -14,7 +14,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from process_gen.curation.engine import Job, finish, make_shard, open_site
+from process_gen.curation.engine import Job, make_shard
+from process_gen.curation.site import finish, open_site
 
 
 class _MakeShard(beam.DoFn):

@@ -16,7 +16,8 @@ from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
 from process_gen.core.errors import DataError, ProcessGenError
-from process_gen.curation.engine import Job, finish, make_shard, open_site
+from process_gen.curation.engine import Job, make_shard
+from process_gen.curation.site import finish, open_site
 
 _POLL = 0.2  # seconds between looks at the workers
 
@@ -64,7 +65,7 @@ def build(
       The manifest.
 
     Raises:
-      DataError: see `engine.open_site`; a worker died; a strict job skipped something.
+      DataError: see `site.open_site`; a worker died; a strict job skipped something.
     """
     with open_site(job, folder) as site:
         started, before = time.monotonic(), job.shards - len(site.todo)

@@ -11,9 +11,10 @@ import pytest
 from process_gen.core.configs import from_mapping
 from process_gen.core.errors import DataError
 from process_gen.core.trajectory import Step, Trajectory, same
-from process_gen.curation import engine
-from process_gen.curation.engine import Job, Passed, Record, Skip, finish, make_shard, open_site
+from process_gen.curation import shard_files, site
+from process_gen.curation.engine import Job, Passed, Record, Skip, make_shard
 from process_gen.curation.recipes import make_job
+from process_gen.curation.site import finish, open_site
 from process_gen.curation.workers import build
 from process_gen.data.builders import TrajectoryFolder, read_manifest
 from process_gen.strokes.plans import trajectory_at
@@ -245,7 +246,8 @@ def test_bounds_cover_every_item_once():
 def test_a_folder_without_renames_gets_whole_files(tmp_path, monkeypatch):
     """An object store shows a file when its upload is complete; here another folder stands in."""
     build(job(), str(tmp_path / "a"))
-    monkeypatch.setattr(engine, "is_local", lambda folder: False)
+    for module in (shard_files, site):
+        monkeypatch.setattr(module, "is_local", lambda folder: False)
     build(job(), str(tmp_path / "b"))
     assert content(tmp_path / "a") == content(tmp_path / "b")
 
