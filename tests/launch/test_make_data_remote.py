@@ -145,6 +145,19 @@ def test_a_refused_key_ends_a_run_that_goes_on_later(config, tmp_path):
     assert KEY.encode() not in all_bytes(tmp_path / "out")
 
 
+def test_the_oracle_measures_a_remote_judge(tmp_path):
+    """Of the Strokes world's own drawings, a third of which is wrong; the fake judge likes all."""
+    with FakeServer() as server:
+        settings = {"base_url": server.url, "api_key_env": "", "chat_model": "seer"}
+        settings["cache"] = str(tmp_path / "cache")
+        options = {"faults": 1 / 3, "makers": {"judge": "remote", "remote": settings}}
+        source = {"kind": "multi_turn", "size": 20, "options": options}
+        made = make_data(from_mapping({"data": {"sources": [source]}}), str(tmp_path / "out"))
+    verdicts = made["verdicts"]["judge"]
+    assert verdicts["recall"] == 0.0 and verdicts["precision"] is None
+    assert verdicts["misses"] > 5 and verdicts["true approvals"] > 5
+
+
 @pytest.mark.slow
 def test_a_killed_run_asks_nothing_twice(config, tmp_path):
     """SIGKILL at a request; the request itself is the only one that may be made again."""
