@@ -47,8 +47,10 @@ EXTRAS = {
     "app": ["gradio>=6,<7"],
     "dev": [
         "hypothesis>=6.130,<7",
+        "jsonschema>=4.25,<5",
         "mkdocs>=1.6.1,<2",
         "mkdocs-material>=9.6,<10",
+        "openai>=3,<4",
         "pre-commit>=4,<5",
         "pyarrow>=18,<27",
         "pyright[nodejs]>=1.1.414,<1.2",
@@ -73,6 +75,7 @@ setup(
     package_data={
         "process_gen": [
             "data/assets/*.json",
+            "checkpoint/painter/*",
             "curation/templates/*.j2",
             *(f"report/**/*.{suffix}" for suffix in ("html", "j2", "css", "js")),
         ]
