@@ -184,6 +184,12 @@ class Trajectory:
         pictures += [t.image for t in self.turns if t.by_model and t.image is not None]
         return tuple(pictures)
 
+    @property
+    def all_images(self) -> tuple[Image, ...]:
+        """Every given picture, then every painted one."""
+        given = [t.image for t in self.turns if not t.by_model and t.image is not None]
+        return (*self.inputs, *given, *self.images)
+
 
 def validate(trajectory: Trajectory) -> None:
     """Checks the rules that hold for training data and for sampled paintings alike.

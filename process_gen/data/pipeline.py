@@ -105,7 +105,7 @@ class TrainIterator:
 
     def __next__(self) -> PackedBatch:
         """The next batch, NumPy arrays of ``[local rows, ...]``."""
-        self._rows.locate(self._next * self._rows_per_batch)  # counts what its epoch leaves out
+        self._rows.enter(self._next * self._rows_per_batch)
         if self._iterator is None:
             self._iterator = self._restart()
         batch, failed = next(self._iterator)

@@ -215,8 +215,7 @@ class Rows:
                         self._plans.popitem(last=False)
         return plan
 
-    def _enter(self, epoch: int, plan: Plan) -> None:
-        """Counts what an epoch leaves out, when its first row is asked for."""
+    def _count_planned(self, epoch: int, plan: Plan) -> None:
         self._entered.add(epoch)
         if self._ahead:
             threading.Thread(target=self._plan_ahead, args=(epoch + 1,), daemon=True).start()
@@ -248,19 +247,25 @@ class Rows:
             logger.debug("epoch %d cannot be planned", epoch, exc_info=True)
 
     def locate(self, row: int) -> tuple[int, int]:
-        """The (epoch, pack) of a row; plans the epochs up to it that are not known yet.
-
-        Raises:
-          DataError: records of the epoch cannot be used, under `data.strict`.
-        """
+        """The (epoch, pack) of a row; plans the epochs up to it that are not known yet."""
         with self._row_lock:
             epoch = max(e for e, first in self._first_row.items() if first <= row)
             while row >= self._first_row[epoch] + len(plan := self.plan(epoch)):
                 self._first_row[epoch + 1] = self._first_row[epoch] + len(plan)
                 epoch += 1
-            if epoch not in self._entered:
-                self._enter(epoch, plan)
             return epoch, row - self._first_row[epoch]
+
+    def enter(self, row: int) -> None:
+        """Counts what the epoch of a row leaves out, if it is the first of it to be used.
+
+        Reading ahead does not count, so that the counts do not depend on how far it is.
+
+        Raises:
+          DataError: records of the epoch cannot be used, under `data.strict`.
+        """
+        epoch, _ = self.locate(row)
+        if epoch not in self._entered:
+            self._count_planned(epoch, self.plan(epoch))
 
     def first_row(self, epoch: int) -> int:
         """The first row of an epoch that `locate` has come across."""
@@ -309,6 +314,7 @@ class Rows:
 
     def __getitem__(self, row: int) -> PackedBatch:
         """Builds a row and counts what is left out of it; see `build`."""
+        self.enter(int(row))
         made, failed = self.build(self.order(row))
         self.count_failed(failed)
         return made

@@ -4,9 +4,9 @@
       manifest.json                          whose pictures, which autoencoder, which sizes; shards
       latents-00000-of-00004.array_record    a record for each trajectory, in order
 
-A record is a safetensors file in memory: for each painted picture of the trajectory, under its
-number, mean and log-variance of its latent tokens, ``float32[rows, columns, 2P]`` (float32, so that
-training on them equals encoding again). `train.latent_cache` writes them.
+A record is a safetensors file in memory: for each picture of the trajectory, given ones first,
+under its number, mean and log-variance of its latent tokens, ``float32[rows, columns, 2P]``
+(float32, so that training on them equals encoding again). `train.latent_cache` writes them.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class StoredLatents:
         return self._count
 
     def __getitem__(self, index: int) -> list[np.ndarray]:
-        """Moments of the painted pictures of trajectory `index`, ``float32[rows, columns, 2P]``.
+        """Moments of the pictures of trajectory `index`, ``float32[rows, columns, 2P]``.
 
         Raises:
           DataError: the record is damaged.
@@ -185,7 +185,7 @@ def attach(
     Raises:
       DataError: the pictures are not those that were encoded.
     """
-    images = trajectory.images
+    images = trajectory.all_images
     if len(images) != len(moments):
         raise DataError(f"{len(images)} pictures, but latents of {len(moments)}")
     of = {id(image): one for image, one in zip(images, moments, strict=True)}

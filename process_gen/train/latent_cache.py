@@ -57,7 +57,7 @@ class _Pictures:
 
     def __getitem__(self, index: int) -> _Item:
         try:
-            images = self._folder[index].images
+            images = self._folder[index].all_images
         except ProcessGenError:  # training leaves the trajectory out, and counts it
             return _Item([])
         resized = [self._rule.resized(image) for image in images]
