@@ -39,7 +39,11 @@ class TrainingError(ProcessGenError):
 
 
 class Dataset(Protocol):
-    """What the loop asks of a data iterator."""
+    """What the loop asks of a data iterator.
+
+    It may have `counters() -> dict`, scalars that are logged with the training metrics, such as the
+    number of records left out.
+    """
 
     def __next__(self) -> Any:
         """The next batch of this process, a tree of numpy arrays [local rows, ...]."""
@@ -232,9 +236,10 @@ class _Log:
         new = metrics_lib.collect(step_metrics)
         self._sums = new if self._sums is None else metrics_lib.merge(self._sums, new)
 
-    def end_window(self, step: int, total_steps: int) -> None:
-        """Closes the window; `write` writes it later."""
-        self._pending = (step, self._sums, self.progress.mark(step, total_steps))
+    def end_window(self, step: int, total_steps: int, counters: Mapping[str, float]) -> None:
+        """Closes the window; `write` writes it later, with what was counted so far."""
+        rates = self.progress.mark(step, total_steps)
+        self._pending = (step, self._sums, {**counters, **rates})
         self._sums = None
 
     def write(self) -> None:
@@ -343,6 +348,7 @@ def _loop(
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
     log = _Log(run.writer, step)
+    counters = getattr(run.dataset, "counters", dict)
     previous: Any = None
     alone = jax.process_count() == 1
     # Several processes leave SIGTERM to jax, whose handler tells the others.
@@ -366,7 +372,7 @@ def _loop(
                 state = state_lib.with_total(state, total)
             last = step >= total
             if last or step % train.log_every == 0:
-                log.end_window(step, total)
+                log.end_window(step, total, counters())
             due = run.due(step, last)
             if due:
                 log.write()

@@ -272,3 +272,15 @@ def test_average_is_optional(tmp_path):
     assert manager.load_for_sampling(tmp_path)[2]["weights"] == "params"
     again = run(tmp_path, make_config(optimizer={"ema_decay": 0.0}))
     assert_same(jax.device_get(state), jax.device_get(again))
+
+
+def test_what_the_data_left_out_is_logged(tmp_path):
+    class Skipping(Numbers):
+        def counters(self):
+            return {"skipped_failed": float(self.next_batch // 4)}
+
+    run(tmp_path / "a", make_config(), Skipping())
+    logged = [m for m in read_metrics(tmp_path / "a") if m["split"] == "train"]
+    assert [m["skipped_failed"] for m in logged] == [0.0, 1.0, 2.0]  # after steps 3, 6, 8
+    run(tmp_path / "b", make_config())
+    assert not any("skipped_failed" in m for m in read_metrics(tmp_path / "b"))
