@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from process_gen.core import axes
+from process_gen.kernels.interval_attention import KeyBlock
 from process_gen.sharding import rules
 
 
@@ -94,6 +95,27 @@ class SwiGLU(nnx.Module):
         if hidden.ndim == 3:
             hidden = rules.constrain(hidden, (axes.BATCH, axes.SEQUENCE, axes.MLP))
         return self.down(hidden)
+
+
+def shared_keys(
+    k_BxSxKxDh: jax.Array,
+    v_BxSxKxDh: jax.Array,
+    visible_from_BxS: jax.Array,
+    visible_to_BxS: jax.Array,
+) -> KeyBlock:
+    """Keys and values of a row for all its queries, wherever on the mesh these are.
+
+    Queries stay where they are and keys are gathered: grouped queries make keys and values the
+    small part (docs/scaling.md compares this with a ring).
+    """
+    tokens = (axes.BATCH, axes.SEQUENCE)
+    heads = (*tokens, axes.KV_HEADS, None)
+    return KeyBlock(
+        rules.all_tokens(k_BxSxKxDh, heads),
+        rules.all_tokens(v_BxSxKxDh, heads),
+        rules.all_tokens(visible_from_BxS, tokens),
+        rules.all_tokens(visible_to_BxS, tokens),
+    )
 
 
 def time_features(t: jax.Array, features: int) -> jax.Array:

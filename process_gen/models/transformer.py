@@ -15,9 +15,8 @@ from flax import nnx
 from process_gen.core import axes
 from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
-from process_gen.kernels.interval_attention import KeyBlock
-from process_gen.models.layers import Linear, RMSNorm, SwiGLU, rotary, rotate
-from process_gen.models.spread_attention import attend
+from process_gen.kernels.interval_attention import KeyBlock, interval_attention
+from process_gen.models.layers import Linear, RMSNorm, SwiGLU, rotary, rotate, shared_keys
 from process_gen.sharding import rules, stripes
 
 _RESIDUAL = (axes.BATCH, axes.RESIDUAL, None)
@@ -146,8 +145,9 @@ class Layer(nnx.Module):
         projected = [expert.project(x) for expert, x in streams if x.shape[1]]
         q, k, v = (stripes.join(parts, pieces) for parts in zip(*projected, strict=True))
         q, k = rotate(q, *turn), rotate(k, *turn)
-        own = KeyBlock(k, v, place.visible_from, place.visible_to)
-        attended = attend(q, place.order, own, cached, self.implementation)
+        own = shared_keys(k, v, place.visible_from, place.visible_to)
+        blocks = [own] if cached is None else [cached, own]
+        attended = interval_attention(q, place.order, blocks, self.implementation)
         split = iter(stripes.split(attended, lengths, pieces))
         und, gen = (expert.finish(x, next(split)) if x.shape[1] else x for expert, x in streams)
         return und, gen, k, v

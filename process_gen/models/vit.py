@@ -14,9 +14,8 @@ from flax import nnx
 from process_gen.core import axes
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.configs import ModelConfig
-from process_gen.kernels.interval_attention import KeyBlock
-from process_gen.models.layers import Linear
-from process_gen.models.spread_attention import attend
+from process_gen.kernels.interval_attention import interval_attention
+from process_gen.models.layers import Linear, shared_keys
 from process_gen.sharding import rules
 
 _NAMES = (axes.BATCH, axes.SEQUENCE, None)
@@ -105,8 +104,8 @@ class Attention(nnx.Module):
             for project in (self.q, self.k, self.v)
         )
         padded = image_BxV == PAD_ORDER
-        block = KeyBlock(k, values, jnp.where(padded, NEVER, image_BxV), image_BxV)
-        mixed = attend(q, image_BxV, block, None, self.implementation)
+        block = shared_keys(k, values, jnp.where(padded, NEVER, image_BxV), image_BxV)
+        mixed = interval_attention(q, image_BxV, (block,), self.implementation)
         return self.o(mixed.reshape(b, v, d))
 
 

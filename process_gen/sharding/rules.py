@@ -208,11 +208,6 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(put, batch)
 
 
-def fitting_spec(names: Sequence[str | None], shape: Sequence[int], mesh: Any) -> PartitionSpec:
-    """`partition_spec` with, in each dimension, as many of its axes as divide the size."""
-    return _fit(partition_spec(names), shape, mesh)
-
-
 def mesh_in_force() -> Any:
     """The mesh that `jax.set_mesh` put into force; None without one, or with a single device."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -245,8 +240,23 @@ def in_use(weight: jax.Array, names: Sequence[str | None]) -> jax.Array:
     Call it on the weight in the type of the computation, inside the layer that uses it: left to
     itself the compiler may gather a batch of activations instead. The gradient is scattered again.
     """
-    partition_spec(names)
-    return weight if mesh_in_force() is None else _gather(weight, tuple(names))
+    return _gathered(weight, names, GATHERED)
+
+
+def all_tokens(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """An activation gathered along its sequence, as every query needs the keys of its row.
+
+    Args:
+      x: of any shape.
+      names: its logical axes, `axes.SEQUENCE` among them. The gradient is scattered again.
+    """
+    return _gathered(x, names, (axes.SEQUENCE,))
+
+
+def _gathered(x: jax.Array, names: Sequence[str | None], gathered: tuple[str, ...]) -> jax.Array:
+    partition_spec(names)  # raises on an unknown name, mesh or not
+    whole = tuple(None if name in gathered else name for name in names)
+    return x if mesh_in_force() is None else _gather(x, tuple(names), whole)
 
 
 def lookup(table_WxD: jax.Array, id_BxN: jax.Array) -> jax.Array:
@@ -261,23 +271,22 @@ def lookup(table_WxD: jax.Array, id_BxN: jax.Array) -> jax.Array:
     return constrain(read, (axes.BATCH, axes.SEQUENCE, None))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gather(weight: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-    return constrain(weight, _whole(names))
+_Names = tuple[str | None, ...]
 
 
-def _whole(names: tuple[str | None, ...]) -> list[str | None]:
-    return [None if name in GATHERED else name for name in names]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: jax.Array, names: _Names, whole: _Names) -> jax.Array:
+    return constrain(x, whole)
 
 
-def _gather_forward(weight: jax.Array, names: tuple[str | None, ...]) -> tuple[jax.Array, None]:
-    return _gather(weight, names), None
+def _gather_forward(x: jax.Array, names: _Names, whole: _Names) -> tuple[jax.Array, None]:
+    return constrain(x, whole), None
 
 
-def _gather_backward(names: tuple[str | None, ...], _: None, grad: jax.Array) -> tuple[jax.Array]:
+def _gather_backward(names: _Names, whole: _Names, _: None, grad: jax.Array) -> tuple[jax.Array]:
     # Summed whole, then cut: compilers make that one reduce-scatter. Told to cut at once, they move
     # the activations that the gradient is a product of.
-    return (constrain(constrain(grad, _whole(names)), names),)
+    return (constrain(constrain(grad, whole), names),)
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
