@@ -35,6 +35,7 @@ FORMAT_VERSION = 1
 # Settings that a run may change when it goes on; all others decide what its numbers mean.
 _FREE = ("train", "mesh", "sampler", "data.prefetch", "data.workers", "data.strict")
 _FIXED = ("train.seed",)
+_WHOLE = "commit_success.txt"  # what orbax writes last
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "process_gen")
 
 
@@ -284,10 +285,13 @@ def open_context() -> ocp.Context:
 
 
 def _steps(directory: epath.Path) -> list[int]:
-    """Steps under a `checkpoints` folder, rising; unfinished ones have other names."""
+    """Steps under a `checkpoints` folder, rising; unfinished ones have other names, or no mark."""
     if not directory.exists():
         return []
-    return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit())
+    found = [path for path in directory.iterdir() if path.name.isdigit()]
+    if "://" in str(directory):  # folders of a bucket cannot be renamed when they are whole
+        found = [path for path in found if (path / _WHOLE).exists()]
+    return sorted(int(path.name) for path in found)
 
 
 def _step_path(directory: epath.Path, step: int | str) -> epath.Path:
