@@ -173,7 +173,7 @@ def export_folder(
         raise CheckpointError(f"{output}: exists already; choose a new folder")
     folder, weights, config, _ = manager.find(checkpoint, weights)
     official = find_official(checkpoint, folder, config, origin)
-    stored = manager.stored_shapes(folder, weights)
+    stored, read = streaming.weights_reader(folder, weights, config)
     entries = name_map.by_path(name_map.model_entries(stored))
     with remote.new_folder(output, last="ema.safetensors") as part:
         part.mkdir()
@@ -193,10 +193,9 @@ def export_folder(
                 for key in tables.infos:
                     writer.write(key, tables.read(key).astype(announced[key][1]))
                 for path, tensors in entries.items():
-                    array = streaming.read_one(folder, weights, path, stored)
+                    array = read(path)
                     for e in tensors:
-                        one = array if e.layer is None else array[e.layer]
-                        one = name_map.to_official(one, e.layout)
+                        one = name_map.to_official(array(e.layer), e.layout)
                         writer.write(e.key, one.astype(announced[e.key][1], copy=False))
     return len(announced)
 

@@ -16,6 +16,8 @@ writes them in the background and makes a step visible only when it is whole.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -27,13 +29,18 @@ import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from process_gen.core import configs
+from process_gen.checkpoint import adapters
+from process_gen.core import configs, trees
 from process_gen.core.errors import CheckpointError, ConfigError
 
 FORMAT_VERSION = 1
 
 # Settings that a run may change when it goes on; all others decide what its numbers mean.
-_FREE = ("train", "mesh", "sampler", "data.prefetch", "data.workers", "data.strict")
+_FREE = (
+    *("train", "mesh", "sampler", "data.prefetch", "data.workers", "data.strict"),
+    *("model.layers", "model.remat", "model.attention"),
+    *("loss.vocab_chunk", "optimizer.accumulate", "optimizer.ema_memory"),
+)
 _FIXED = ("train.seed",)
 _WHOLE = "commit_success.txt"  # what orbax writes last
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "process_gen")
@@ -200,21 +207,29 @@ def load_for_sampling(
 
     Returns:
       `(config, params, meta)`; `params` is a nested dict; `meta` is the checkpoint's, and its
-      `weights` and `path` tell what was loaded.
+      `weights` and `path` tell what was loaded. Adapters are worked into the weights: both `params`
+      and `config` are those of a model without them.
 
     Raises:
       CheckpointError: nothing is there, or it is damaged, of another shape than `like`, or its
         settings cannot be read.
     """
     chosen, weights, config, meta = find(path, weights, step)
-    stored = stored_shapes(chosen, weights)
+    stored = stored_weights(chosen, weights)
     if like is None:
         first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         like = jax.tree.map(
-            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=first), stored
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=first),
+            adapters.without(stored),
         )
-    _check_shapes(stored, like, chosen)
-    params = _load(chosen, {weights: like})[weights]
+    _check_shapes(adapters.without(stored), like, chosen)
+    params = _load_weights(chosen, weights, adapters.beside(stored, like))
+    if config.model.lora.rank:
+        shardings = jax.tree.map(lambda s: s.sharding, like)
+        merge = functools.partial(adapters.merge, scale=config.model.lora.scale)
+        params = jax.jit(merge, donate_argnums=0, out_shardings=shardings)(params)
+        plain = dataclasses.replace(config.model, lora=configs.LoraConfig())
+        config = dataclasses.replace(config, model=plain)
     return config, params, {**meta, "weights": weights, "path": str(chosen)}
 
 
@@ -331,10 +346,30 @@ def _meta(path: epath.Path) -> dict[str, Any]:
     return meta
 
 
+def _load_weights(path: epath.Path, weights: str, like: Any) -> Any:
+    """Reads `like`; what has no average of its own, because it is not trained, from the weights."""
+    own = stored_shapes(path, weights)
+    wanted = {weights: trees.take(like, own)}
+    if weights != "params":
+        rest = trees.overlay(like, jax.tree.map(lambda _: ocp.PLACEHOLDER, own))
+        if any(leaf is not ocp.PLACEHOLDER for leaf in jax.tree.leaves(rest)):
+            wanted["params"] = rest
+    loaded = _load(path, wanted)
+    return trees.overlay(loaded.get("params", loaded[weights]), loaded[weights])
+
+
+def stored_weights(path: epath.Path, weights: str) -> dict[str, Any]:
+    """Like `stored_shapes`, of all weights: averages where they are kept, else plain ones."""
+    return trees.overlay(stored_shapes(path, "params"), stored_shapes(path, weights))
+
+
 def stored_shapes(path: epath.Path, part: str) -> Any:
     """Tree of a part's arrays, each with `shape` and `dtype`."""
     with _guard(path), open_context():
-        return ocp.checkpointables_metadata(path).metadata[part]
+        found = ocp.checkpointables_metadata(path).metadata[part]
+        if found is None:
+            raise OSError(f"{part} cannot be read")
+    return found
 
 
 def _check_shapes(stored: Any, wanted: Any, path: epath.Path) -> None:

@@ -6,8 +6,11 @@ without holding the others; uncompressed and uncopied, an array costs no memory 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from process_gen.checkpoint import manager, name_map
+from process_gen.checkpoint import adapters, manager, name_map
 from process_gen.core import configs
 
 # Small arrays are written together, for every save costs a tenth of a second.
@@ -53,6 +56,7 @@ def write(
             if sum(x.nbytes for x in waiting.values()) >= _AT_ONCE:
                 ocp.partial.save(session, name_map.unflatten(waiting))
                 waiting.clear()
+                _give_back()
         if waiting:
             ocp.partial.save(session, name_map.unflatten(waiting))
         ocp.partial.finalize(session)
@@ -75,6 +79,57 @@ def write(
     (session / "state").replace(target / "params")
     session.rmtree()
     (workdir / "config.json").write_text(json.dumps(configs.to_mapping(config), indent=2) + "\n")
+
+
+def weights_reader(
+    folder: epath.Path, weights: str, config: configs.Config
+) -> tuple[dict[str, Any], Callable[[str], Callable[[int | None], np.ndarray]]]:
+    """The weights of a checkpoint one array at a time, adapters worked in.
+
+    Args:
+      folder: of the checkpoint, as `manager.find` gives it.
+      weights: "ema" (where a weight has no average because it is not trained, the weight) or
+        "params".
+      config: of the checkpoint.
+
+    Returns:
+      `(shapes, read)`: the tree of shapes and types as stored, and a function that reads an array
+      by its path and returns one of its layers, or the whole of one without a number. A weight with
+      an adapter is float32.
+    """
+    parts = {part: manager.stored_shapes(folder, part) for part in {"params", weights}}
+    own = name_map.flatten(parts[weights])
+    everything = manager.stored_weights(folder, weights)
+    known = name_map.flatten(everything)
+
+    def stored(path: str) -> np.ndarray:
+        part = weights if path in own else "params"
+        return read_one(folder, part, path, parts[part])
+
+    def read(path: str) -> Callable[[int | None], np.ndarray]:
+        array = stored(path)
+        halves: dict[str, np.ndarray] = {}
+        beside = f"{path.rpartition('/')[0]}/{adapters.NAME}"
+        if path.endswith("/kernel") and f"{beside}/a" in known:
+            halves = {half: stored(f"{beside}/{half}") for half in "ab"}
+
+        def layer(number: int | None) -> np.ndarray:
+            if number is None:
+                return array
+            here = {half: value[number] for half, value in halves.items()}
+            scale = config.model.lora.scale
+            return adapters.add(array[number], here, scale) if here else array[number]
+
+        return layer
+
+    return adapters.without(everything), read
+
+
+def _give_back() -> None:
+    """Returns the memory of written pieces to the system, which glibc would keep for later."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def read_one(folder: epath.Path, part: str, path: str, shapes: Any) -> np.ndarray:

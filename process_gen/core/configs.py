@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from process_gen.core.data_config import DataConfig, GrammarConfig, SourceConfig
-from process_gen.core.model_config import ModelConfig
+from process_gen.core.model_config import LoraConfig, ModelConfig
 from process_gen.core.sampler_config import SamplerConfig
 from process_gen.core.settings import build
 from process_gen.core.train_config import LossConfig, MeshConfig, OptimizerConfig, TrainConfig
@@ -22,6 +22,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "GrammarConfig",
+    "LoraConfig",
     "LossConfig",
     "MeshConfig",
     "ModelConfig",

@@ -3,10 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from process_gen.core.checks import check, positive
 from process_gen.core.encoder_sizes import VaeSizes, VitSizes
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters of linear maps inside the layers (arXiv 2106.09685).
+
+    With them a map computes ``x (W + alpha / rank a b)``. W and all other weights stay as they are,
+    `a` and `b` are trained, in float32 whatever `param_dtype` is, and b starts at 0.
+
+    Attributes:
+      rank: columns of a; 0 for a model without adapters.
+      alpha: divided by the rank, the scale of what they add.
+      targets: names of the maps.
+      experts: of which experts.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    targets: tuple[Literal["q", "k", "v", "o", "gate", "up", "down"], ...] = (
+        "q", "k", "v", "o", "gate", "up", "down",
+    )  # fmt: skip
+    experts: tuple[Literal["und", "gen"], ...] = ("und", "gen")
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check(self.rank >= 0, f"model.lora.rank must be >= 0, got {self.rank}")
+        positive("model.lora", alpha=self.alpha)
+        check(
+            bool(self.targets and self.experts) or not self.rank,
+            "model.lora names no map: give targets and experts, or rank=0",
+        )
+
+    @property
+    def scale(self) -> float:
+        """The factor of ``a b``."""
+        return self.alpha / max(self.rank, 1)
+
+    def of(self, expert: str) -> Mapping[str, LoraConfig]:
+        """The settings by map, for those maps of an expert that have an adapter."""
+        used = self.rank and expert in self.experts
+        return {name: self for name in self.targets} if used else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +75,13 @@ class ModelConfig:
       dtype: compute type. Norm statistics, softmax and losses are float32 always.
       param_dtype: type of the stored weights.
       layers: "scan" runs one compiled layer in a loop, "unroll" inlines all of them.
-      remat: what the backward pass recomputes, "none", "dots" (all but matmuls) or "full".
+      remat: what the backward pass computes again: "none", "dots" (all but matmuls), "full" (each
+        layer from its input), "attention" (that, but for the attention itself, whose output is
+        kept), or "offload" (likewise, with inputs and outputs in the host's memory meanwhile).
       attention: implementation in `kernels`.
       freeze_und: stops the gradients of und tokens in every layer, so that the understanding expert
         and all that comes before it stay as they are; the head on top still learns.
+      lora: adapters; with any, nothing else is trained.
       vit, vae: sizes of "siglip" and "flux".
     """
 
@@ -62,9 +107,10 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     layers: Literal["scan", "unroll"] = "unroll"
-    remat: Literal["none", "dots", "full"] = "none"
+    remat: Literal["none", "dots", "full", "attention", "offload"] = "none"
     attention: Literal["dense", "chunked", "pallas"] = "dense"
     freeze_und: bool = False
+    lora: LoraConfig = LoraConfig()
     vit: VitSizes = VitSizes()
     vae: VaeSizes = VaeSizes()
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from process_gen.core.attention_mask import NEVER, PAD_ORDER, dense_mask
 from process_gen.kernels.block_visits import FLOOR, HIDDEN, visit_lists, visited_blocks
 from process_gen.kernels.dense import dense, fold, unfold
-from process_gen.kernels.key_block import KeyBlock
+from process_gen.kernels.key_block import ATTENDED, KeyBlock
 
 BLOCK = 512
 
@@ -156,7 +157,8 @@ def _forward(
 
     walk = (_in_blocks(q, sides[0]), _in_blocks(order, sides[0]), _lists(order, blocks, sides))
     _, (out, lse_IxBxKxR) = jax.lax.scan(queries, None, walk)
-    return _joined(out), (q, order, blocks, _joined(out), lse_IxBxKxR)
+    out = checkpoint_name(_joined(out), ATTENDED)
+    return out, (q, order, blocks, out, checkpoint_name(lse_IxBxKxR, ATTENDED))
 
 
 def _backward(sides: tuple[int, int], kept: tuple, d_out: jax.Array) -> tuple:

@@ -20,13 +20,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.kernels import flash_calls
 from process_gen.kernels.dense import dense
 from process_gen.kernels.flash_calls import FlatBlock, Outcome, Queries, Sizes
 from process_gen.kernels.flash_kernels import LANES
-from process_gen.kernels.key_block import KeyBlock
+from process_gen.kernels.key_block import ATTENDED, KeyBlock
 
 BLOCK = 512
 # Fewer queries than this do not fill a block: while text is decoded there is one.
@@ -95,6 +96,7 @@ def _forward(
         parts = [x.reshape(*share.shape[:3], -1) for x, share in zip(outs, shares, strict=True)]
         joined = sum(part * share for part, share in zip(parts, shares, strict=True))
         out = jnp.asarray(joined, q.dtype).reshape(q.shape)
+    out, lse = checkpoint_name(out, ATTENDED), checkpoint_name(lse, ATTENDED)
     return out, (queries, blocks, out, lse)
 
 

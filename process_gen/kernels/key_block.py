@@ -7,6 +7,10 @@ from typing import NamedTuple
 
 import jax
 
+# What implementations with a backward pass of their own call their output and its log-sum-exp
+# (`jax.ad_checkpoint.checkpoint_name`): a policy that keeps both does not attend a second time.
+ATTENDED = "attended"
+
 
 class KeyBlock(NamedTuple):
     """Keys and values that a query may see.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,35 @@ import numpy as np
 from flax import nnx
 
 from process_gen.core import axes
-from process_gen.kernels.interval_attention import KeyBlock
+from process_gen.core.model_config import LoraConfig
+from process_gen.kernels.key_block import KeyBlock
 from process_gen.sharding import rules
+
+
+class Adapter(nnx.Module):
+    """``scale (x a) b``, the low-rank addition to a linear map; see `LoraConfig`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        names: tuple[str, str],
+        rngs: nnx.Rngs,
+        lora: LoraConfig,
+    ):
+        """`a` is a normal of deviation ``1 / sqrt(inputs)``, `b` 0; both float32."""
+        a = jax.random.normal(rngs.params(), (inputs, lora.rank)) / math.sqrt(inputs)
+        self.names_a, self.names_b = (names[0], axes.RANK), (axes.RANK, names[1])
+        self.a = nnx.Param(a, out_sharding=self.names_a)
+        self.b = nnx.Param(jnp.zeros((lora.rank, outputs)), out_sharding=self.names_b)
+        self.scale = lora.scale
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``[..., inputs]`` to ``[..., outputs]`` in the type of `x`."""
+        a = rules.in_use(self.a[...].astype(x.dtype), self.names_a)
+        b = rules.in_use(self.b[...].astype(x.dtype), self.names_b)
+        return self.scale * (x @ a) @ b
 
 
 class Linear(nnx.Module):
@@ -20,6 +49,7 @@ class Linear(nnx.Module):
     Attributes:
       kernel: ``[inputs, outputs]``.
       bias: ``[outputs]`` or None.
+      lora: an `Adapter` or None.
     """
 
     def __init__(
@@ -32,6 +62,7 @@ class Linear(nnx.Module):
         bias: bool = False,
         scale: float = 1.0,
         param_dtype: str = "float32",
+        lora: LoraConfig | None = None,
     ):
         """Draws a truncated normal of deviation ``scale / sqrt(inputs)``; 0 gives zeros."""
         if scale == 0.0:
@@ -44,6 +75,7 @@ class Linear(nnx.Module):
         self.bias = (
             nnx.Param(jnp.zeros(outputs, param_dtype), out_sharding=names[1:]) if bias else None
         )
+        self.lora = Adapter(inputs, outputs, names=names, rngs=rngs, lora=lora) if lora else None
         self.names = names
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -52,6 +84,8 @@ class Linear(nnx.Module):
         # Rows and tokens that are both cut over devices have no flattened view without moving.
         flat = x.reshape(-1, x.shape[-1]) if rules.mesh_in_force() is None else x
         out = flat @ kernel
+        if self.lora is not None:
+            out = out + self.lora(flat)
         if self.bias is not None:
             bias = rules.in_use(self.bias[...].astype(x.dtype), self.names[1:])
             out = out + bias[(None,) * (out.ndim - 1)]
@@ -79,15 +113,27 @@ class SwiGLU(nnx.Module):
     """``down(silu(gate x) * up x)``."""
 
     def __init__(
-        self, width: int, mlp_width: int, *, rngs: nnx.Rngs, out_scale: float, param_dtype: str
+        self,
+        width: int,
+        mlp_width: int,
+        *,
+        rngs: nnx.Rngs,
+        out_scale: float,
+        param_dtype: str,
+        lora: Mapping[str, LoraConfig],
     ):
-        """Three matrices without biases."""
+        """Three matrices without biases; `lora` has the adapters by name."""
+
+        def linear(
+            name: str, sizes: tuple[int, int], names: tuple[str, str], **more: Any
+        ) -> Linear:
+            more |= {"rngs": rngs, "param_dtype": param_dtype, "lora": lora.get(name)}
+            return Linear(*sizes, names=names, **more)
+
         into, outof = (axes.EMBED, axes.MLP), (axes.MLP, axes.EMBED)
-        self.gate = Linear(width, mlp_width, names=into, rngs=rngs, param_dtype=param_dtype)
-        self.up = Linear(width, mlp_width, names=into, rngs=rngs, param_dtype=param_dtype)
-        self.down = Linear(
-            mlp_width, width, names=outof, rngs=rngs, scale=out_scale, param_dtype=param_dtype
-        )
+        self.gate = linear("gate", (width, mlp_width), into)
+        self.up = linear("up", (width, mlp_width), into)
+        self.down = linear("down", (mlp_width, width), outof, scale=out_scale)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[..., D]`` to ``[..., D]``."""

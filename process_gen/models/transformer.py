@@ -11,19 +11,30 @@ from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from process_gen.core import axes
 from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
-from process_gen.kernels.interval_attention import KeyBlock, interval_attention
+from process_gen.kernels.interval_attention import interval_attention
+from process_gen.kernels.key_block import ATTENDED, KeyBlock
 from process_gen.models.layers import Linear, RMSNorm, SwiGLU, rotary, rotate, shared_keys
 from process_gen.sharding import rules, stripes
 
 _RESIDUAL = (axes.BATCH, axes.RESIDUAL, None)
 
+_STREAM = "stream"  # what enters a layer
+
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
+    "attention": jax.checkpoint_policies.save_only_these_names(ATTENDED),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[ATTENDED, _STREAM],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -44,22 +55,20 @@ class Cache(NamedTuple):
 class ExpertAttention(nnx.Module):
     """One expert's projections around the joint attention."""
 
-    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs, out_scale: float):
+    def __init__(self, cfg: ModelConfig, name: str, *, rngs: nnx.Rngs, out_scale: float):
         """Grouped-query projections with a norm per head on q and k."""
         d, dh, dtype = cfg.width, cfg.head_dim, cfg.param_dtype
-        names_q, names_kv = (axes.EMBED, axes.HEADS), (axes.EMBED, axes.KV_HEADS)
         bias, heads, kv = cfg.qkv_bias, cfg.num_heads * dh, cfg.num_kv_heads * dh
-        self.q = Linear(d, heads, names=names_q, rngs=rngs, bias=bias, param_dtype=dtype)
-        self.k = Linear(d, kv, names=names_kv, rngs=rngs, bias=bias, param_dtype=dtype)
-        self.v = Linear(d, kv, names=names_kv, rngs=rngs, bias=bias, param_dtype=dtype)
-        self.o = Linear(
-            heads,
-            d,
-            names=(axes.HEADS, axes.EMBED),
-            rngs=rngs,
-            scale=out_scale,
-            param_dtype=dtype,
-        )
+        lora = cfg.lora.of(name)
+
+        def linear(map_name: str, sizes: tuple[int, int], *names: str, **more: Any) -> Linear:
+            more |= {"rngs": rngs, "param_dtype": dtype, "lora": lora.get(map_name)}
+            return Linear(*sizes, names=(names[0], names[1]), **more)
+
+        self.q = linear("q", (d, heads), axes.EMBED, axes.HEADS, bias=bias)
+        self.k = linear("k", (d, kv), axes.EMBED, axes.KV_HEADS, bias=bias)
+        self.v = linear("v", (d, kv), axes.EMBED, axes.KV_HEADS, bias=bias)
+        self.o = linear("o", (heads, d), axes.HEADS, axes.EMBED, scale=out_scale)
         self.q_norm = RMSNorm(dh, name=axes.HEAD_DIM, eps=cfg.norm_eps, param_dtype=dtype)
         self.k_norm = RMSNorm(dh, name=axes.HEAD_DIM, eps=cfg.norm_eps, param_dtype=dtype)
         self.head_dim = dh
@@ -82,7 +91,7 @@ def _tokens(x_BxNxD: jax.Array) -> jax.Array:
 class Expert(nnx.Module):
     """One expert's weights of one layer."""
 
-    def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs, frozen: bool = False):
+    def __init__(self, cfg: ModelConfig, name: str, *, rngs: nnx.Rngs, frozen: bool = False):
         """Pre-norm block; residual branches start at 1/sqrt(2 L) of unit scale.
 
         A frozen expert's tokens pass no gradient on: not to its weights, nor to the other expert's
@@ -91,7 +100,7 @@ class Expert(nnx.Module):
         out_scale = (2 * cfg.num_layers) ** -0.5
         norm = {"name": axes.EMBED, "eps": cfg.norm_eps, "param_dtype": cfg.param_dtype}
         self.input_norm = RMSNorm(cfg.width, **norm)
-        self.attention = ExpertAttention(cfg, rngs=rngs, out_scale=out_scale)
+        self.attention = ExpertAttention(cfg, name, rngs=rngs, out_scale=out_scale)
         self.post_norm = RMSNorm(cfg.width, **norm)
         self.mlp = SwiGLU(
             cfg.width,
@@ -99,6 +108,7 @@ class Expert(nnx.Module):
             rngs=rngs,
             out_scale=out_scale,
             param_dtype=cfg.param_dtype,
+            lora=cfg.lora.of(name),
         )
         self.frozen = frozen
 
@@ -122,8 +132,8 @@ class Layer(nnx.Module):
 
     def __init__(self, cfg: ModelConfig, *, rngs: nnx.Rngs):
         """Independent weights for und and gen."""
-        self.und = Expert(cfg, rngs=rngs, frozen=cfg.freeze_und)
-        self.gen = Expert(cfg, rngs=rngs)
+        self.und = Expert(cfg, "und", rngs=rngs, frozen=cfg.freeze_und)
+        self.gen = Expert(cfg, "gen", rngs=rngs)
         self.implementation = cfg.attention
 
     def __call__(
@@ -197,7 +207,7 @@ def run_layers(
         cached = None
         if cache is not None:
             cached = KeyBlock(*keys, cache.visible_from_BxC, cache.visible_to_BxC)
-        streams = tuple(rules.constrain(x, _RESIDUAL) for x in streams)
+        streams = tuple(checkpoint_name(rules.constrain(x, _RESIDUAL), _STREAM) for x in streams)
         layer = nnx.merge(graph, layer_weights)
         und, gen, k, v = layer(*streams, turn, place, cached, pieces)
         return (und, gen), (k, v)

@@ -22,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from process_gen.checkpoint import manager
+from process_gen.checkpoint import adapters, manager
 from process_gen.core import configs
 from process_gen.core.configs import Config
 from process_gen.core.errors import ConfigError, ProcessGenError
@@ -190,7 +190,8 @@ def _first_state(
         state = state_lib.init_state(fns, tx, key, total, mesh)
         if train.init_from:
             like = jax.tree.map(
-                lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding), state.params
+                lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding),
+                adapters.without(state.params),
             )
             _, params, _ = manager.load_for_sampling(train.init_from, "ema", like=like)
             state = state_lib.with_weights(state, params, config.optimizer)

@@ -14,7 +14,7 @@ from process_gen.data.stored_latents import open_all
 from process_gen.models.shapes import BAGEL
 
 # How the same model is run is the new run's own affair.
-_OWN = ("dtype", "param_dtype", "layers", "remat", "attention", "freeze_und")
+_OWN = ("dtype", "param_dtype", "layers", "remat", "attention", "freeze_und", "lora")
 
 
 def adopt(config: Config, workdir: epath.PathLike) -> Config:
