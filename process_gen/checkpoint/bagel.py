@@ -128,7 +128,8 @@ def import_folder(
                 "tokenizer": fingerprint,
                 "imported": {"tensors": len(reader.infos), "notes": found.notes},
             }
-            streaming.write(part, config, stacked(found.entries, reader), facts)
+            arrays = stacked(found.entries, reader, scratch=part)
+            streaming.write(part, config, arrays, facts)
     return config, found.notes
 
 
@@ -341,20 +342,41 @@ def _tables(
 
 
 def stacked(
-    entries: Mapping[str, list[name_map.Entry]], reader: safetensors_io.Reader
+    entries: Mapping[str, list[name_map.Entry]],
+    reader: safetensors_io.Reader,
+    scratch: Path | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Our arrays of the given official tensors, one alive at a time."""
+    """Our arrays of the given official tensors, one alive at a time.
+
+    Args:
+      entries: tensors by the path of the array that they make up.
+      reader: of the official file.
+      scratch: folder for the array at hand, which the system may then keep on disk: it is needed
+        beside what is written of it. By default it lies in memory.
+    """
     for path, tensors in entries.items():
         first = name_map.from_official(reader.read(tensors[0].key), tensors[0].layout)
         if tensors[0].layer is None:
-            yield path, np.ascontiguousarray(first)
+            whole = [np.ascontiguousarray(first)]
+            del first  # its transposed view would live on while the copy is written
+            yield path, whole.pop()
             continue
-        array = np.empty((len(tensors), *first.shape), first.dtype)
+        array = _empty((len(tensors), *first.shape), first.dtype, scratch)
         del first
         for e in tensors:
             array[e.layer] = name_map.from_official(reader.read(e.key), e.layout)
         yield path, array
         del array
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype, scratch: Path | None) -> np.ndarray:
+    if scratch is None:
+        return np.empty(shape, dtype)
+    length = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    with tempfile.TemporaryFile(dir=scratch) as file:  # gone with the array
+        file.truncate(length)
+        mapped = np.memmap(file, np.uint8, "r+", shape=(length,))
+    return np.asarray(mapped).view(dtype).reshape(shape)
 
 
 def _copy(reader: safetensors_io.Reader, file: Path) -> None:

@@ -80,7 +80,7 @@ def import_folder(
             data = dataclasses.replace(base.data, tokenizer=file)
             config = dataclasses.replace(base, model=model, data=data)
             drawn = draw(model, frozenset(set(flat) - set(plan)))
-            arrays = _arrays(grouped, plan, reader, drawn, model)
+            arrays = _arrays(grouped, plan, reader, drawn, model, part)
             facts = {"tokenizer": fingerprint, "imported": {"qwen": source.name}}
             streaming.write(part, config, arrays, facts)
     return config
@@ -173,6 +173,7 @@ def _arrays(
     reader: safetensors_io.Reader,
     drawn: Mapping[str, np.ndarray],
     model: ModelConfig,
+    scratch: Path,
 ) -> Iterator[tuple[str, np.ndarray]]:
     dtype = safetensors_io.DTYPES["BF16" if model.param_dtype == "bfloat16" else "F32"]
     for path, keys in plan.items():
@@ -181,7 +182,7 @@ def _arrays(
             yield path, np.ones((len(entries), *entries[0].shape), dtype)
             continue
         copies = [dataclasses.replace(e, key=k) for e, k in zip(entries, keys, strict=True)]
-        yield from bagel.stacked({path: copies}, reader)
+        yield from bagel.stacked({path: copies}, reader, scratch)
     for path, array in drawn.items():
         yield path, np.asarray(array).astype(dtype)
 
