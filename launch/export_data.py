@@ -46,7 +46,8 @@ def export_data(
 
     Raises:
       ConfigError: pyarrow is not installed.
-      DataError: no such folder, an unknown layout, nothing to write, the file exists; under `strict`, a trajectory.
+      DataError: no such folder, an unknown layout, nothing to write, the file exists; under
+        `strict`, a trajectory.
     """
     skips = Skips(strict)
     records = TrajectoryFolder(data, strict)

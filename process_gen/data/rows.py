@@ -75,6 +75,14 @@ class Skipped:
     examples: Sequence[str]
 
 
+class Drawn(NamedTuple):
+    """The trajectories of an epoch in order: ``int64[N]`` twice, and ``int32[N, 3]`` tokens."""
+
+    source_N: np.ndarray
+    index_N: np.ndarray
+    length_Nx3: np.ndarray
+
+
 class Order(NamedTuple):
     """A pack of a plan: its epoch and number, and the (source, index) of its trajectories."""
 
@@ -106,6 +114,9 @@ class Rows:
     """Every row of a run, by number; what grain's workers read.
 
     Rows are `PackedBatch`es without the batch axis. Safe to read from several threads.
+
+    Attributes:
+      sources: of the mixture, opened.
     """
 
     def __init__(
@@ -145,7 +156,7 @@ class Rows:
         self._limits = Lengths(data.text_len, data.und_len, data.gen_len)
         self._window, self._strict = data.window, data.strict
         self._weights = [source.weight for source in sources]
-        self._sources: list[Source] = [
+        self.sources: list[Source] = [
             _augmented(config, build_source(s, data.seed, split), s, self._tokenizer)
             for s in sources
         ]
@@ -172,36 +183,40 @@ class Rows:
 
     # ---- plans -----------------------------------------------------------------------------------
 
-    def _make_plan(self, epoch: int) -> Plan:
-        counts = shares([len(source) for source in self._sources], self._weights)
+    def lengths(self, epoch: int) -> Drawn:
+        """The trajectories of an epoch and their lengths, measured or from disk."""
+        counts = shares([len(source) for source in self.sources], self._weights)
         # Stored lengths serve every epoch, generated ones their own.
         spans = [
             (epoch * count, (epoch + 1) * count) if source.fresh else (0, len(source))
-            for source, count in zip(self._sources, counts, strict=True)
+            for source, count in zip(self.sources, counts, strict=True)
         ]
         found = [
             cached_lengths(
                 source, *span, self._grammar, self._tokenizer, self._sizes, self._pictures
             )
-            for source, span in zip(self._sources, spans, strict=True)
+            for source, span in zip(self.sources, spans, strict=True)
         ]
         self._reasons[epoch] = [
             f"{name}, record {index}: {reason}"
             for name, measured in zip(self._names, found, strict=True)
             for index, reason in measured.reasons[:_KEPT_REASONS]
         ]
-        source_N, index_N = draw(self._sources, self._weights, self._seed, epoch)
+        source_N, index_N = draw(self.sources, self._weights, self._seed, epoch)
         length_Nx3 = np.empty((len(source_N), 3), np.int32)
         for number, (measured, (first, _)) in enumerate(zip(found, spans, strict=True)):
             mine_N = source_N == number
             length_Nx3[mine_N] = measured.length_Nx3[index_N[mine_N] - first]
+        return Drawn(source_N, index_N, length_Nx3)
+
+    def _make_plan(self, epoch: int) -> Plan:
         limits = (self._limits.text, self._limits.und, self._limits.gen)
-        drawn = (source_N, index_N, length_Nx3, limits)
-        return make_plan(*drawn, self._seed, epoch, self._window, self._key())
+        drawn = self.lengths(epoch)
+        return make_plan(*drawn, limits, self._seed, epoch, self._window, self._key())
 
     def _key(self) -> str:
         settings = settings_key(self._grammar, self._tokenizer, self._sizes, self._pictures)
-        return digest(settings, [(s.fingerprint, s.supervise) for s in self._sources])
+        return digest(settings, [(s.fingerprint, s.supervise) for s in self.sources])
 
     def plan(self, epoch: int) -> Plan:
         """The plan of an epoch; made when first asked for."""
@@ -324,7 +339,7 @@ class Rows:
         return pack(runs, self._limits, self._sizes, self._encoded)
 
     def _build(self, source: int, index: int, rng: np.random.Generator) -> Run:
-        own = self._sources[source]
+        own = self.sources[source]
         if isinstance(own, Augmented):
             trajectory = own.drawn(index, rng.spawn(1)[0])  # dropout draws what it drew without
         else:

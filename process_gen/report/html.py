@@ -33,6 +33,25 @@ FLUSH = 256  # pieces of the page written at once
 Verdicts = Mapping[str, bool]
 
 
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the page between its head and the paintings.
+
+    Attributes:
+      title: its heading.
+      text: a paragraph.
+      tables: caption, names of columns, rows.
+      pictures: caption and ``uint8[H, W, 3]``.
+      drawing: lines in letters of equal width.
+    """
+
+    title: str
+    text: str = ""
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[Any]]]] = ()
+    pictures: Sequence[tuple[str, Image]] = ()
+    drawing: str = ""
+
+
 def write_report(
     path: str | os.PathLike[str],
     trajectories: Sequence[Trajectory],
@@ -42,6 +61,7 @@ def write_report(
     settings: Mapping[str, Any] | None = None,
     scores: Mapping[str, Any] | None = None,
     curves: Sequence[Mapping[str, Any]] | None = None,
+    sections: Sequence[Section] = (),
 ) -> None:
     """Writes the report.
 
@@ -53,6 +73,7 @@ def write_report(
       settings: nested mappings, shown as a table of dotted names.
       scores: what `evaluation.strokes.score` gives.
       curves: a run's history, what `report.curves.read_history` gives.
+      sections: what else the page shows, above the paintings.
 
     Raises:
       DataError: not one entry of `verdicts` for each trajectory.
@@ -75,6 +96,7 @@ def write_report(
         charts=charts(curves or ()),
         size=VIEW,
         settings=list(_flat(settings or {})),
+        sections=[(section, _shown(section)) for section in sections],
         facets=_facets(trajectories, verdicts),
         paintings=_paintings(trajectories, verdicts),
     )
@@ -117,6 +139,14 @@ def _paintings(
             "panels": row,
             "large": any(picture is not None and not picture.small for _, picture in row),
         }
+
+
+def _shown(section: Section) -> list[tuple[str, _Picture]]:
+    """Its pictures pixel by pixel, for they are drawings."""
+    return [
+        (caption, _Picture(_data_url("png", encode_png(x)), x.shape[1], x.shape[0], True))
+        for caption, x in section.pictures
+    ]
 
 
 def _picture(image: Image) -> _Picture:

@@ -57,6 +57,8 @@ class Panel:
     @property
     def label(self) -> str:
         """A small heading for `before`."""
+        if self.kind in ("input", "painting"):
+            return "words"
         if self.kind != "refinement":
             return "plan"
         return "plan again" if self.replanned else "as commanded"
@@ -69,6 +71,8 @@ class Panel:
 
 def panels(trajectory: Trajectory) -> list[Panel]:
     """The panels of a trajectory in the order of painting; at least one, perhaps without image."""
+    if trajectory.turns:
+        return _of_turns(trajectory)
     many = len(trajectory.inputs) > 1
     row = [
         Panel("input", f"input {i + 1}" if many else "input", image)
@@ -84,6 +88,26 @@ def panels(trajectory: Trajectory) -> list[Panel]:
             row.append(Panel("painting", "painting", trajectory.final_image, final=True))
     if not trajectory.steps and trajectory.final_image is None and trajectory.mode != "understand":
         row.append(Panel("painting", "nothing painted", None))
+    return row
+
+
+def _of_turns(trajectory: Trajectory) -> list[Panel]:
+    """A conversation: each picture with the words since the one before it."""
+    row: list[Panel] = []
+    words: list[Piece] = []
+    for turn in trajectory.turns:
+        if turn.text is not None:
+            words.append(Piece("description" if turn.by_model else "instruction", turn.text))
+            continue
+        number = len(row) + 1
+        what = (
+            ("painting", f"{number} · painted") if turn.by_model else ("input", f"{number} · given")
+        )
+        row.append(Panel(*what, turn.image, tuple(words)))  # type: ignore[arg-type]
+        words = []
+    if not row:
+        return [Panel("painting", "no picture", None, tuple(words))]
+    row[-1] = dataclasses.replace(row[-1], after=tuple(words))
     return row
 
 

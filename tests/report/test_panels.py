@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from process_gen.core.trajectory import Step, Trajectory, plan_text
+from process_gen.core.trajectory import Step, Trajectory, Turn, plan_text
 from process_gen.report.panels import panels
 
 
@@ -92,3 +92,23 @@ def test_other_modes():
     assert [p.heading for p in edit] == ["input 1", "input 2", "painting"]
     asked = Trajectory("p", mode="understand", inputs=(image(0),), text="a cat")
     assert [p.heading for p in panels(asked)] == ["input"]
+
+
+def test_a_conversation_shows_each_picture_with_the_words_before_it():
+    turns = (
+        Turn(False, text="look"),
+        Turn(False, image=image(0)),
+        Turn(False, text="what?"),
+        Turn(True, text="I draw it"),
+        Turn(True, image=image(1)),
+        Turn(True, text="a cat"),
+    )
+    row = panels(Trajectory("look", mode="understand", turns=turns))
+    assert [p.heading for p in row] == ["1 · given", "2 · painted"]
+    assert [[piece.text for piece in p.before] for p in row] == [["look"], ["what?", "I draw it"]]
+    assert marks(row[1].before) == ["instruction", "description"]
+    assert [piece.text for piece in row[1].after] == ["a cat"] and not row[0].after
+    (words,) = panels(
+        Trajectory("hm", mode="understand", turns=(Turn(False, text="hm"), turns[-1]))
+    )
+    assert words.image is None and len(words.before) == 2
