@@ -6,6 +6,7 @@ number only, never on its batch mates.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -28,6 +29,16 @@ from process_gen.sampling.contexts import ContextPrograms
 from process_gen.sampling.painting import Given, Request, given_parts
 from process_gen.sampling.programs import Programs
 from process_gen.sampling.studio import Studio
+
+# Settings that the host reads; the compiled pieces are handed them, or never hear of them.
+_OF_A_CALL = (
+    "denoise_steps",
+    "one_shot_steps",
+    "guidance",
+    "one_shot_guidance",
+    "max_images",
+    "max_prompt",
+)
 
 # What can be asked for.
 Prompt = str | Mapping[str, Any] | Trajectory
@@ -155,9 +166,16 @@ class Painter:
                 images,
                 size,
             ).run()
-        programs = self._bound(sampler, picture_size)
         return Studio(
-            programs, self.weights, self._tokenizer, mode, seed, requests, stop, unfinished
+            self._bound(sampler, picture_size),
+            sampler,
+            self.weights,
+            self._tokenizer,
+            mode,
+            seed,
+            requests,
+            stop,
+            unfinished,
         ).run()
 
     def _given(self, prompt: Prompt, mode: str, size: tuple[int, int]) -> tuple[Given, ...]:
@@ -200,6 +218,9 @@ class Painter:
         model = self.config.model
         und = Kind.UND in context_kinds(self.config.data.grammar)
         self._check_size(size, und and painted_copy(model) is None)
+        # What differs in these only needs no compiling of its own, but for the number of steps.
+        same = {name: getattr(SamplerConfig, name) for name in _OF_A_CALL}
+        sampler = dataclasses.replace(sampler, **same)
         key = (sampler, size)
         if key not in self._programs:
             self._programs[key] = Programs(

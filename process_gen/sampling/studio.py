@@ -12,6 +12,7 @@ import numpy as np
 
 from process_gen.core import flow_matching as flow
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
+from process_gen.core.configs import SamplerConfig
 from process_gen.core.grammar import Next, Part, context_kinds, hidden_kinds
 from process_gen.core.trajectory import Image, Trajectory
 from process_gen.data.tokenizer import Tokenizer
@@ -29,6 +30,7 @@ class Studio:
     def __init__(
         self,
         programs: Programs,
+        sampler: SamplerConfig,
         weights: Weights,
         tokenizer: Tokenizer,
         mode: str,
@@ -37,9 +39,13 @@ class Studio:
         stop: Callable[[], bool],
         unfinished: bool = False,
     ):
-        """Args: see `Painter.stream`; requests are taken as rows become free."""
+        """Takes requests as rows become free.
+
+        Args: see `Painter.stream`; `sampler` may differ from that of `programs` in what the host
+        alone reads.
+        """
         self.programs, self.weights, self.tokenizer = programs, weights, tokenizer
-        self.sampler = programs.sampler
+        self.sampler = sampler
         self.mode, self.seed, self.requests, self.stop = mode, seed, requests, stop
         self.one_shot = mode == "one_shot"
         self.kinds = context_kinds(programs.config.data.grammar)

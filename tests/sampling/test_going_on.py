@@ -157,3 +157,18 @@ def test_what_does_not_follow_is_refused(painter, whole):
         painter.paint([prefix(whole)], mode="one_shot")
     (out,) = painter.paint([prefix(whole, inspection="seen " * 40)])
     assert out.finish_reason == "refused" and "given text" in out.text
+
+
+def test_what_the_host_decides_needs_no_other_programs(painter):
+    def bound(**settings):
+        return painter._bound(dataclasses.replace(CONFIG.sampler, **settings), (32, 32))
+
+    plain = bound()
+    assert bound(guidance=2.5, denoise_steps=4, one_shot_guidance=1.0, max_images=1) is plain
+    assert bound(temperature=0.5) is not plain
+
+
+def test_and_is_heard_all_the_same(painter, whole):
+    (out,) = painter.paint([PROMPT], seed=5, max_images=1, denoise_steps=3)
+    assert out.sampled.nfe == 3 and len(out.images) == 1
+    assert not np.array_equal(out.images[0], whole.images[0])
