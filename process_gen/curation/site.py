@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from process_gen.curation.tallies import verdict_report
 from process_gen.data.builders import CONSECUTIVE, MANIFEST, length_summary, read_manifest
 
 BUILD = "build.json"
+_PATIENCE = 5.0  # seconds
 
 
 def _read_receipt(job: Job, folder: str, shard: int) -> dict[str, Any] | None:
@@ -106,10 +108,16 @@ def _lock(folder: str) -> Iterator[None]:
         yield
         return
     with open(Path(folder) / BUILD) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"{folder} is being built by another process") from error
+        # A child that a killed process was just starting may hold its lock for a moment more.
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > end:
+                    raise DataError(f"{folder} is being built by another process") from error
+                time.sleep(0.05)
         yield
 
 

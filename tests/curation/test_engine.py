@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import threading
 from collections import Counter
 
 import pytest
@@ -171,9 +173,17 @@ def test_a_beginning_of_something_else_is_refused(tmp_path):
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["dear"]
 
 
-def test_two_do_not_build_in_one_folder(tmp_path):
+def test_two_do_not_build_in_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(site, "_PATIENCE", 0.1)
     with open_site(job(), str(tmp_path)), pytest.raises(DataError, match="another process"):
         build(job(), str(tmp_path))
+    monkeypatch.setattr(site, "_PATIENCE", 60.0)
+    with contextlib.ExitStack() as held:
+        held.enter_context(open_site(job(), str(tmp_path)))
+        release = threading.Timer(0.3, held.pop_all().close)
+        release.start()
+        assert build(job(), str(tmp_path))["count"] == 17, "it did not wait"
+        release.join()
 
 
 def test_an_interruption_keeps_what_is_finished(tmp_path):
