@@ -13,6 +13,8 @@ anything that jax does not recognise and for tests.
 
 from __future__ import annotations
 
+import logging
+
 import jax
 from absl import flags
 
@@ -46,6 +48,8 @@ def join(values: flags.FlagValues) -> None:
         return
     try:
         jax.distributed.initialize(**given)
+        if jax.process_index() > 0:  # all find the same things worth a warning
+            logging.getLogger("process_gen").setLevel(logging.ERROR)
     except ValueError as error:
         recognised = "coordinator_address" not in str(error)
         if recognised or given or values.distributed == "on":
