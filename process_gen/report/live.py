@@ -55,6 +55,22 @@ def live_strip(
     )
 
 
+def doing(painting: Trajectory) -> str:
+    """What comes next in an unfinished painting, in words."""
+    if painting.finish_reason is not None:
+        return "painting it in one shot"
+    if not painting.steps:
+        return "writing a plan"
+    step, number = painting.steps[-1], len(painting.steps)
+    if step.sketch is None:
+        return f"step {number}: painting a sketch"
+    if step.inspection is None:
+        return f"step {number}: looking at it"
+    if step.rejected and step.refined is None:
+        return f"step {number}: mending it"
+    return f"step {number + 1}: writing a plan"
+
+
 def live_style() -> str:
     """The style sheet of `live_strip`."""
     loader = environment().loader
