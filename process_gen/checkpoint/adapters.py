@@ -22,7 +22,13 @@ NAME = "lora"
 
 def without(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that are no adapters."""
-    return trees.select(tree, lambda path, leaf: NAME not in path)
+    return split(tree)[0]
+
+
+def split(tree: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The entries that are no adapters, and those that are."""
+    base = trees.select(tree, lambda path, leaf: NAME not in path)
+    return base, trees.select(tree, lambda path, leaf: NAME in path)
 
 
 def beside(stored: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,25 +52,24 @@ def beside(stored: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]
     return placed
 
 
-def merge(tree: Mapping[str, Any], scale: float) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], halves: Mapping[str, Any], scale: float) -> dict[str, Any]:
     """The weights of the model without adapters that computes the same.
 
     Args:
-      tree: weights with adapters, JAX arrays.
+      base: weights that are no adapters, JAX arrays.
+      halves: those that are, see `split`.
       scale: `LoraConfig.scale` of the model.
 
     Returns:
-      The tree without adapters, kernels in their own types.
+      A tree like `base`, kernels in their own types.
     """
-    merged: dict[str, Any] = {}
-    for name, value in tree.items():
-        if not isinstance(value, Mapping):
-            merged[name] = value
-        elif name != NAME:
-            merged[name] = merge(value, scale)
-    if NAME in tree:
-        kernel = tree["kernel"]
-        merged["kernel"] = add(kernel, tree[NAME], scale).astype(kernel.dtype)
+    merged = {
+        name: merge(value, halves.get(name, {}), scale) if isinstance(value, Mapping) else value
+        for name, value in base.items()
+    }
+    if NAME in halves:
+        kernel = base["kernel"]
+        merged["kernel"] = add(kernel, halves[NAME], scale).astype(kernel.dtype)
     return merged
 
 

@@ -227,7 +227,8 @@ def load_for_sampling(
     if config.model.lora.rank:
         shardings = jax.tree.map(lambda s: s.sharding, like)
         merge = functools.partial(adapters.merge, scale=config.model.lora.scale)
-        params = jax.jit(merge, donate_argnums=0, out_shardings=shardings)(params)
+        base, halves = adapters.split(params)
+        params = jax.jit(merge, donate_argnums=0, out_shardings=shardings)(base, halves)
         plain = dataclasses.replace(config.model, lora=configs.LoraConfig())
         config = dataclasses.replace(config, model=plain)
     return config, params, {**meta, "weights": weights, "path": str(chosen)}

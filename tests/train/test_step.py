@@ -211,7 +211,15 @@ def test_a_noised_image_reaches_its_own_loss_only(setup):
 
 
 @pytest.mark.parametrize(
-    "change", [{"layers": "unroll"}, {"remat": "full"}, {"remat": "dots"}, {"attention": "chunked"}]
+    "change",
+    [
+        {"layers": "unroll"},
+        {"remat": "full"},
+        {"remat": "dots"},
+        {"attention": "chunked"},
+        {"attention": "chunked", "remat": "attention"},
+        {"attention": "chunked", "remat": "offload"},
+    ],
 )
 def test_how_layers_are_run_changes_no_number(setup, change):
     config, fns, params = setup
