@@ -28,6 +28,7 @@ from process_gen.report.live import doing, live_strip, live_style
 from process_gen.sampling import editing
 
 MAX_REQUEST = 256 * 1024  # bytes of one request; the largest honest one is a form of three texts
+MAX_TYPED = 20_000  # characters that a text box takes; the desk says what is too long, and why
 KEPT = 64  # paintings whose files can be downloaded
 STRIP_WIDTH = 128  # pixels of the strip for one of its pictures, at least
 WELCOME = (
@@ -47,6 +48,7 @@ LABELS = {
 STYLE = """
 footer { display: none !important; }
 .gradio-container { max-width: 80rem !important; margin: 0 auto !important; }
+#strip, #title { padding: 0 !important; }
 #title h1 { margin: .3rem 0 0; font-size: 1.5rem; } #title p { margin: 0; opacity: .75; }
 """
 
@@ -64,11 +66,17 @@ def build(desk: Desk) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 prompt = gr.Textbox(
-                    label="Prompt", lines=3, elem_id="prompt", placeholder=EXAMPLES[0]
+                    label="Prompt",
+                    lines=3,
+                    max_length=MAX_TYPED,
+                    placeholder=EXAMPLES[0],
+                    elem_id="prompt",
                 )
                 with gr.Row():
-                    paint = gr.Button("Paint", variant="primary", elem_id="paint")
-                    stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
+                    paint = gr.Button("Paint", variant="primary", elem_id="paint", min_width=90)
+                    stop = gr.Button(
+                        "Stop", variant="stop", interactive=False, elem_id="stop", min_width=90
+                    )
                 gr.Examples([[text] for text in EXAMPLES], prompt, label="Or one of these")
                 beside = gr.Checkbox(label="One shot beside it", elem_id="beside")
                 with gr.Accordion("Settings", open=False, elem_id="settings"):
@@ -96,8 +104,8 @@ def build(desk: Desk) -> gr.Blocks:
                 with gr.Group(visible=False, elem_id="change") as change:
                     place = gr.Dropdown([], label="Change its words and go on", elem_id="place")
                     with gr.Row():
-                        first = gr.Textbox(label=LABELS[Part.PLAN][0], lines=3, elem_id="first")
-                        second = gr.Textbox(label=LABELS[Part.PLAN][1], lines=3, elem_id="second")
+                        first = gr.Textbox(lines=3, max_length=MAX_TYPED, elem_id="first")
+                        second = gr.Textbox(lines=3, max_length=MAX_TYPED, elem_id="second")
                     go_on = gr.Button("Go on from here", elem_id="go-on")
                 with gr.Row(visible=False, elem_id="downloads") as downloads:
                     as_json = gr.DownloadButton("Trajectory (JSON)", elem_id="json")
@@ -245,7 +253,8 @@ def serve(page: gr.Blocks, host: str, port: int) -> str:
         )
     except OSError as error:
         raise ConfigError(
-            f"cannot serve at --host={host} --port={port}: {error.strerror or error}"
+            f"cannot serve at --host={host} --port={port}: the port is taken, or the address is "
+            "none of this machine's"
         ) from error
     return address
 
@@ -300,10 +309,6 @@ _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 
 
-class _TooLarge(Exception):
-    pass
-
-
 class BodyLimit:
     """Refuses requests with a body of more than `most` bytes, and keeps none of it (ASGI)."""
 
@@ -316,27 +321,25 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        count, begun = 0, False
+        count, refused = 0, False
 
         async def counted() -> _Message:
-            nonlocal count
+            nonlocal count, refused
             message = await receive()
             count += len(message.get("body", b""))
-            if count > self.most:
-                # Read to its end, or the browser says that the connection broke.
-                while message.get("more_body"):
-                    message = await receive()
-                raise _TooLarge
-            return message
+            if count <= self.most:
+                return message
+            # Read to its end, or the browser says that the connection broke.
+            while message.get("more_body"):
+                message = await receive()
+            refused = True
+            return {"type": "http.request", "body": b"", "more_body": False}
 
-        async def noted(message: _Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
+        async def unless_refused(message: _Message) -> None:
+            if not refused:
+                await send(message)
 
-        try:
-            await self.app(scope, counted, noted)
-        except _TooLarge:
-            if not begun:
-                text = f"the request is larger than {self.most // 1024} kB"
-                await JSONResponse({"detail": text}, 413)(scope, receive, send)
+        await self.app(scope, counted, unless_refused)
+        if refused:
+            text = f"the request is larger than {self.most // 1024} kB; a prompt is a few words"
+            await JSONResponse({"detail": text}, 413)(scope, receive, send)

@@ -4,7 +4,9 @@ the same settings."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -53,3 +55,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """True when stored files are to be rewritten instead of compared with."""
     return request.config.getoption("--update-golden")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium, that of the distribution; a missing one is an error where CI=true."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    lacks = "" if path else "no Chromium: make browser"
+    if importlib.util.find_spec("playwright") is None:
+        lacks = "no playwright: pip install -e '.[dev]'"
+    if lacks:
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(lacks)
+    from playwright.sync_api import sync_playwright
+
+    # Inside a container there is no sandbox to be had, and as root Chromium refuses to look for it.
+    with sync_playwright() as tool:
+        chromium = tool.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
