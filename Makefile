@@ -44,10 +44,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	rm -rf demo
+	$(PY) -m launch.sample --prompts=configs/demo_prompts.jsonl --out=demo/shipped
 	$(PY) -m launch.train --config=configs/strokes_tiny.py:demo --workdir=demo/run
 	$(PY) -m launch.sample --checkpoint=demo/run --prompts=configs/demo_prompts.jsonl --out=demo
 	$(PY) -m launch.evaluate --checkpoint=demo/run --suite=strokes --num_per_tag=12 --out=demo/evaluation
 	@echo "Painted step by step, in a browser: demo/report.html (scores: demo/evaluation/report.html)"
+	@echo "The same prompts by the painter that comes with the package: demo/shipped/report.html"
 
 test: $(VENV)/.installed-dev
 	$(PY) -m pytest $(ARGS)

@@ -2,7 +2,7 @@
 
     python -m launch.evaluate --checkpoint=runs/tiny --suite=strokes --out=runs/tiny/eval
 
---checkpoint=DIR      a run's working directory, or one checkpoint in it
+--checkpoint=DIR      a run's directory or a checkpoint; default: the painter that comes along
 --step=STEP           latest (default), best, or a number, of a working directory
 --weights=ema|params  averaged weights (default) or the plain ones
 --suite=strokes       what is scored: held-out prompts of seven tags, judged by the oracle; or
@@ -107,8 +107,13 @@ def _strokes_score(prompts: Sequence[Any], painted: Sequence[Trajectory]) -> dic
 def _strokes_show(scores: Mapping[str, Any]) -> None:
     summary.show(scores=scores)
     if "steps" in scores:
-        rest = {name: rate for name, rate in scores["steps"].items() if isinstance(rate, Mapping)}
-        summary.show(rates={**rest, **rest.pop("inspection")})
+        steps = scores["steps"]
+        summary.show(rates={**_rates(steps), **_rates(steps["inspection"])})
+
+
+def _rates(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The rates among scores, without counts and groups."""
+    return {k: v for k, v in scores.items() if isinstance(v, Mapping) and "rate" in v}
 
 
 def _probes(values: flags.FlagValues) -> list[probes.Probe]:
@@ -123,9 +128,7 @@ SUITES = {
     "inspection": Suite(
         _probes,
         lambda given, painted: {"suite": "inspection", **probes.score(given, painted)},
-        lambda scores: summary.show(
-            rates={name: rate for name, rate in scores.items() if isinstance(rate, Mapping)}
-        ),
+        lambda scores: summary.show(rates=_rates(scores)),
         table=False,
     ),
 }

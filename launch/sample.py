@@ -1,8 +1,8 @@
 """Paint prompts with a trained model.
 
-    python -m launch.sample --checkpoint=runs/tiny --prompt="a red circle left of a blue star"
+    python -m launch.sample --prompt="a red circle left of a blue star"
 
---checkpoint=DIR      a run's working directory, or one checkpoint in it
+--checkpoint=DIR      a run's directory or a checkpoint; default: the painter that comes along
 --step=STEP           latest (default), best, or a number, of a working directory
 --weights=ema|params  averaged weights (default) or the plain ones
 --prompt=TEXT         what to paint; may be given several times

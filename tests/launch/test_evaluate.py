@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,13 +12,18 @@ import pytest
 
 import process_gen
 from launch import common, evaluate
+from process_gen.checkpoint import shipped
 from process_gen.core.configs import Config
 from process_gen.core.trajectory import Sampled, Trajectory
 from process_gen.sampling import records
 from process_gen.strokes.layout import draw_objects, wanted
+from process_gen.strokes.phrases import COMPLETE, FITS_INSTRUCTION, FITS_PROMPT
+from process_gen.strokes.plans import StrokesOptions, build_trajectory
 from process_gen.strokes.prompts import HELD_OUT_TAGS, TAGS, held_out
 from process_gen.strokes.render import render
 from process_gen.strokes.scene import Scene
+
+FINE = f"seen: nothing. {FITS_PROMPT} {FITS_INSTRUCTION} {COMPLETE}"
 
 
 def draw(rng, requirement):
@@ -146,6 +152,41 @@ def test_a_file_that_cannot_be_scored(painter, tmp_path, capsys, text, words):
     assert not painter.asked and not (tmp_path / "eval").exists()
 
 
+class Apprentice(PerfectPainter):
+    """Paints step by step like the training data, and goes on with what it is given."""
+
+    def stream(self, prompts, *, mode, seed, num, size, images, stop, **settings):
+        options = StrokesOptions(prompts="held_out", conflict=0.3, misalignment=0.3)
+        for i, given in enumerate(prompts):
+            if isinstance(given, Trajectory):
+                last = dataclasses.replace(given.steps[-1], inspection=FINE)
+                trajectory = dataclasses.replace(given, steps=(*given.steps[:-1], last))
+            else:
+                trajectory = build_trajectory(np.random.default_rng(i), given, options)
+            sampled = Sampled(i, 0, seed, 16, 0.5)
+            yield dataclasses.replace(trajectory, finish_reason="finished", sampled=sampled)
+
+
+def test_process_paintings_are_judged_step_by_step(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(process_gen, "load", lambda *args, **kwargs: Apprentice())
+    call("--checkpoint=x", "--suite=strokes", "--num_per_tag=4", f"--out={tmp_path}", "--json")
+    printed = capsys.readouterr().out
+    told = json.loads(printed.splitlines()[-1])
+    assert told["steps"]["plan_correct"] == 1.0
+    assert told["steps"]["inspection"]["recall"] == 1.0
+    assert 0 < told["steps"]["inspection"]["recall_low"] < 1
+    assert "plan correct" in printed and "false alarms" in printed
+
+
+def test_the_inspection_suite(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(process_gen, "load", lambda *args, **kwargs: Apprentice())
+    call("--checkpoint=x", "--suite=inspection", "--num_per_tag=1", f"--out={tmp_path}", "--json")
+    printed = capsys.readouterr().out
+    told = json.loads(printed.splitlines()[-1])
+    assert (told["n"], told["recall"], told["false_alarms"], told["damaged"]) == (21, 0, 0, 0)
+    assert "recall conflict" in printed
+
+
 def test_an_interrupted_suite_is_not_scored(painter, tmp_path, capsys):
     painter.interrupt_after = 3
     out = tmp_path / "eval"
@@ -177,6 +218,7 @@ def test_mistakes_are_one_line_and_status_2(
     painter, tmp_path, monkeypatch, capsys, arguments, words
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shipped, "DEFAULT", tmp_path / "no painter")
     with pytest.raises(SystemExit) as stopped:
         call(*arguments)
     error = capsys.readouterr().err

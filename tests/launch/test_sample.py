@@ -14,6 +14,7 @@ from PIL import Image
 
 import process_gen
 from launch import common, import_bagel, sample
+from process_gen.checkpoint import shipped
 from process_gen.core.configs import Config
 from process_gen.core.errors import CheckpointError
 from process_gen.core.trajectory import Sampled, Step, Trajectory, plan_text
@@ -201,8 +202,9 @@ def test_ctrl_c_keeps_what_is_painted(fake, tmp_path, capsys):
         (["a red circle"], "unexpected argument"),
     ],
 )
-def test_mistakes_are_one_line_and_status_2(fake, tmp_path, capsys, arguments, words):
+def test_mistakes_are_one_line_and_status_2(fake, tmp_path, monkeypatch, capsys, arguments, words):
     out = tmp_path / "out"
+    monkeypatch.setattr(shipped, "DEFAULT", tmp_path / "no painter")
     with pytest.raises(SystemExit) as stopped:
         call("--checkpoint=x", f"--out={out}", *arguments)
     error = capsys.readouterr().err
