@@ -1,4 +1,4 @@
-"""Orders and intervals of real packs: Strokes trajectories, as a training run sees them."""
+"""Orders and intervals of packs: of Strokes trajectories, as a training run sees them, and wild."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 
 import numpy as np
 
+from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.batch import Dropout, Place
 from process_gen.core.configs import from_mapping
 from process_gen.data.pipeline import Rows
@@ -32,3 +33,21 @@ def real_places(config_name: str, rows: int, size: int = 60, **data: int) -> Pla
     whole = [zip(pack.text, pack.und, pack.gen, strict=True) for pack in taken]
     rows_of_places = [Place(*(np.concatenate(parts) for parts in place)) for place in whole]
     return Place(*(np.stack(arrays) for arrays in zip(*rows_of_places, strict=True)))
+
+
+def random_places(rows: int, length: int, seed: int = 0) -> Place:
+    """Any orders and intervals, ``int32[rows, length]``; roughly sorted, and much sees nothing.
+
+    Of the rows, the first one is all padding, and the second has queries but no visible key.
+    """
+    rng = np.random.default_rng(seed)
+    order = np.sort(rng.integers(2, 40, (rows, length)), 1) + rng.integers(-2, 3, (rows, length))
+    order[rng.random((rows, length)) < 0.1] = PAD_ORDER
+    start = np.sort(rng.integers(2, 40, (rows, length)), 1) - rng.integers(0, 3, (rows, length))
+    end = start + rng.integers(0, 12, (rows, length))
+    hidden = rng.random((rows, length)) < 0.15
+    hidden[:2] = True
+    order[:1] = PAD_ORDER
+    start[hidden], end[hidden] = NEVER, PAD_ORDER
+    zero = np.zeros_like(order)
+    return Place(*(x.astype(np.int32) for x in (order, start, end, zero)))
