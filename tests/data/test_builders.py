@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from process_gen.core.configs import from_mapping
 from process_gen.core.errors import DataError
-from process_gen.core.trajectory import Step, Trajectory, same
+from process_gen.core.trajectory import Step, Trajectory, encode_png, same
 from process_gen.data.builders import (
     TrajectoryFolder,
     folder_fingerprint,
@@ -14,6 +17,7 @@ from process_gen.data.builders import (
     read_manifest,
     write_folder,
 )
+from process_gen.data.pipeline import train_dataset
 
 
 def trajectories(n=5):
@@ -114,3 +118,19 @@ def test_length_summary():
     summary = length_summary(np.array([[10, 0, 4], [20, 0, 8]], np.int32))
     assert summary["text"]["mean"] == 15 and summary["gen"]["max"] == 8
     assert sum(summary["und"]["histogram"]) == 2
+
+
+def test_the_ten_lines_of_the_documentation_run(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    code = re.search(r"in ten lines\n\n```python\n(.*?)```", page, re.DOTALL).group(1)
+    assert sum(bool(line.strip()) for line in code.splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    picture = trajectories(1)[0].steps[0].sketch
+    said = {"prompt": "a star", "instruction": "add a star", "scene": "a star", "inspection": "ok."}
+    exec(code, {"my_records": [{"png": encode_png(picture), **said}] * 9})
+    stored = TrajectoryFolder("my_paintings")
+    assert len(stored) == 9 and np.array_equal(stored[8].final_image, picture)
+    source = {"kind": "folder", "path": "my_paintings"}
+    batch = next(train_dataset(from_mapping({"data": {"sources": [source], "rows": 1}})))
+    assert (batch.label_BxT >= 0).any()
