@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -63,9 +62,10 @@ def head_cross_entropy(
       label_BxT: int32; negative where there is no loss.
       chunk: columns of the whole vocabulary at a time; the logits held are ``[B, T, chunk]``.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    pieces = 1 if mesh.empty else math.prod(mesh.shape[a] for a in rules.RULES[axes.VOCAB])
+    pieces = rules.pieces(axes.VOCAB)
     width_D, width_W = kernel_DxW.shape
+    if width_W % pieces:
+        pieces = 1
     own = width_W // pieces
     count = -(-own * pieces // chunk)
     step = -(-own // count)
@@ -98,6 +98,8 @@ def _block(
     _, pieces, own = kernel.shape
     start = jnp.minimum(number * step, own - step)
     part = jax.lax.dynamic_slice_in_dim(kernel, start, step, 2)
+    # Cut out while it is spread, then gathered: the compiler would do it the other way round.
+    part = rules.constrain(part, (axes.EMBED, axes.VOCAB, None))
     part = rules.constrain(part, (None, axes.VOCAB, None))
     logits = jnp.einsum("btd,dkc->btkc", hidden, part, preferred_element_type=jnp.float32)
     logits = rules.constrain(logits, (axes.BATCH, axes.SEQUENCE, axes.VOCAB, None))
@@ -126,7 +128,8 @@ def _forward(
 
     zero = jnp.zeros((*label.shape, pieces), jnp.float32)
     numbers = jnp.arange(-(-own // step))
-    (highest, total, picked), _ = jax.lax.scan(visit, (zero - jnp.inf, zero, zero), numbers)
+    start = (jnp.full_like(zero, -jnp.inf), zero, zero)
+    (highest, total, picked), _ = jax.lax.scan(visit, start, numbers)
     norm = jax.nn.logsumexp(highest + jnp.log(total), -1)
     loss = jnp.where(label >= 0, norm - picked.sum(-1), 0.0)
     return loss, (hidden, kernel, label, norm)
