@@ -70,9 +70,9 @@ class Resize:
         """Resizes an RGB picture."""
         return image.resize(self.size(*image.size, pictures), Image.Resampling.BICUBIC)
 
-    def resized(self, image: np.ndarray) -> np.ndarray:
+    def resized(self, image: np.ndarray, pictures: int = 1) -> np.ndarray:
         """Resizes uint8 [H, W, 3]."""
-        return np.asarray(self(Image.fromarray(image)))
+        return np.asarray(self(Image.fromarray(image), pictures))
 
 
 VAE = Resize(1024, 512, 16)
@@ -94,6 +94,15 @@ def latent_rule(model: ModelConfig) -> Resize:
 def und_rule(model: ModelConfig) -> Resize:
     """How given pictures reach the understanding encoder; `VIT_INFERENCE` for BAGEL-7B."""
     return _of_grid(model.und_patch, model.und_grid, 1.0, 16 / 70)
+
+
+def question_rule(model: ModelConfig) -> Resize:
+    """How pictures of a question are shown in training; `VIT_QUESTIONS` for BAGEL-7B.
+
+    They share a budget of pixels.
+    """
+    rule = _of_grid(model.und_patch, model.und_grid, 1.0, 27 / 70)
+    return dataclasses.replace(rule, max_pixels=VIT_QUESTIONS.max_pixels)
 
 
 def painted_copy(model: ModelConfig) -> Resize | None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -108,6 +108,12 @@ def differences(found: Mapping[str, Any], wanted: Key) -> str:
     )
 
 
+class ByIndex(Protocol):
+    """Moments of the painted pictures of a source's trajectories."""
+
+    def __getitem__(self, index: int, /) -> list[np.ndarray]: ...
+
+
 class StoredLatents:
     """Random access to the latents of a trajectory folder."""
 
@@ -163,18 +169,34 @@ class StoredLatents:
             raise DataError(f"{self.folder}, latents of record {index}: {error}") from error
 
 
+class _Finished:
+    """Of the last picture of every trajectory only; source "one_shot" shows no other."""
+
+    def __init__(self, latents: StoredLatents):
+        self._latents = latents
+
+    def __getitem__(self, index: int) -> list[np.ndarray]:
+        return self._latents[index][-1:]
+
+
+_KINDS: Mapping[str, Callable[[StoredLatents], ByIndex]] = {
+    "folder": lambda latents: latents,
+    "one_shot": _Finished,
+}
+
+
 def open_all(
     config: Config, sources: Sequence[SourceConfig], autoencoder: str | None = None
-) -> list[StoredLatents]:
+) -> list[ByIndex]:
     """The latents of every source of a run; see `StoredLatents`.
 
     Raises:
       DataError: a source is no folder, or has none that belong to the run.
     """
     for source in sources:
-        if source.kind != "folder":
+        if source.kind not in _KINDS:
             raise DataError(f"data.stored_latents: source {source.kind!r} is no folder, has none")
-    return [StoredLatents(source.path, config, autoencoder) for source in sources]
+    return [_KINDS[s.kind](StoredLatents(s.path, config, autoencoder)) for s in sources]
 
 
 def attach(

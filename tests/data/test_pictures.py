@@ -88,6 +88,28 @@ def test_the_release_takes_the_sizes_of_the_specification():
         MODEL, latent_grid=64, und_grid=70, vae=VaeSizes(), codec_channels=16
     )
     rule = picture_rule(Config(model=model))
-    assert (rule.latent, rule.und) == (images.VAE, images.VIT_EDIT)
+    assert (rule.latent, rule.und, rule.asked) == (
+        images.VAE, images.VIT_EDIT, images.VIT_QUESTIONS,
+    )  # fmt: skip
     for before, after in (((640, 480), (688, 512)), ((1920, 1080), (1024, 576))):
         assert rule.latent.size(*before) == after
+
+
+def test_pictures_of_a_question_have_sizes_of_their_own_and_share_a_budget():
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((40, 90), (70, 30))]
+    rule = picture_rule(dataclasses.replace(CONFIG, data=DataConfig()))
+
+    def shown(trajectory, rule=rule, blank=False):
+        segments = rule(to_segments(trajectory, GrammarConfig()), blank)
+        return [s.image.shape[:2] for s in segments if s.kind is Kind.UND]
+
+    asked = Trajectory("what?", mode="understand", inputs=tuple(pictures), text="noise")
+    # A grid of 8 patches of 14 px, short sides of 42 px or more.
+    assert shown(asked) == shown(asked, blank=True) == [(42, 98), (98, 42)]
+    tight = dataclasses.replace(rule, asked=dataclasses.replace(rule.asked, max_pixels=6000))
+    alone = dataclasses.replace(asked, inputs=tuple(pictures[:1]))
+    assert shown(alone, tight) == [(42, 98)] != shown(asked, tight)[:1]
+    # Partner: a picture that is to be edited has an edit's size.
+    edited = Trajectory("x", mode="edit", inputs=tuple(pictures[:1]), final_image=pictures[1])
+    assert shown(edited) == [(28, 56)]

@@ -96,6 +96,16 @@ def test_batches_and_losses_are_those_of_encoding_on_the_fly(imported, folder):
     assert held_out and held_out[0].dtype == np.float32
 
 
+def test_finished_pictures_of_stored_paintings(imported, folder):
+    source = ({"kind": "one_shot", "path": folder},)
+    encoded = config_of(imported, folder, sources=source)
+    stored = config_of(imported, folder, sources=source, stored_latents=True)
+    for ours, theirs in zip(prepared(encoded), prepared(stored), strict=True):
+        np.testing.assert_array_equal(ours.token_BxT, theirs.token_BxT)
+        np.testing.assert_allclose(ours.latent_BxGxP, theirs.latent_BxGxP, rtol=1e-5, atol=1e-5)
+        assert np.abs(ours.latent_BxGxP).max() > 0.1
+
+
 def test_an_interrupted_command_goes_on(imported, folder, tmp_path, capsys):
     again = write_folder(tmp_path / "d")
     done = json.loads((Path(folder) / "latents" / "manifest.json").read_text())
