@@ -12,11 +12,11 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 USABLE_VENV := import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help .venv demo test test-slow lint lint-format lint-ruff lint-types format docs
+.PHONY: help .venv demo test test-slow lint lint-format lint-ruff lint-types format docs browser
 
 help:
 	@sed -n 's/^# *\(make .*\)/  \1/p' Makefile
-	@echo "  other targets: .venv test-slow lint format docs"
+	@echo "  other targets: .venv test-slow lint format docs browser (installs Chromium for tests, as root)"
 
 .venv: $(VENV)/.installed-dev
 
@@ -71,6 +71,9 @@ lint-types: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(PY) -m ruff format
 	$(PY) -m ruff check --fix
+
+browser:
+	apt-get install -y --no-install-recommends chromium
 
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet

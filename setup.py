@@ -46,11 +46,13 @@ EXTRAS = {
     "remote": ["openai>=3,<4", "jsonschema>=4.25,<5"],
     "app": ["gradio>=6,<7"],
     "dev": [
+        "gradio>=6,<7",
         "hypothesis>=6.130,<7",
         "jsonschema>=4.25,<5",
         "mkdocs>=1.6.1,<2",
         "mkdocs-material>=9.6,<10",
         "openai>=3,<4",
+        "playwright>=1.55,<2",
         "pre-commit>=4,<5",
         "pyarrow>=18,<27",
         "pyright[nodejs]>=1.1.414,<1.2",

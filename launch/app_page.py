@@ -233,7 +233,8 @@ def serve(page: gr.Blocks, host: str, port: int) -> str:
     if host in ("127.0.0.1", "localhost"):
         # A page elsewhere whose name was made to point here is not served.
         guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]))
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    own = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    theme = gr.themes.Soft(primary_hue="indigo", font=own["font"], font_mono=own["font_mono"])
     try:
         _, address, _ = page.launch(
             server_name=host,
@@ -247,7 +248,7 @@ def serve(page: gr.Blocks, host: str, port: int) -> str:
             enable_monitoring=False,
             max_file_size=MAX_REQUEST,
             state_session_capacity=200,
-            theme=gr.themes.Soft(primary_hue="indigo", **fonts),
+            theme=theme,
             css=STYLE + live_style(),
             app_kwargs={"middleware": guards},
         )
@@ -275,7 +276,10 @@ def _place(painting: Trajectory, name: Any) -> editing.Place:
 
 def _boxes(painting: Trajectory, place: editing.Place) -> tuple[dict, dict]:
     words, labels = editing.words(painting, place), LABELS[place.part]
-    return tuple(gr.update(value=w, label=t) for w, t in zip(words, labels, strict=True))
+    first, second = (
+        gr.update(value=text, label=label) for text, label in zip(words, labels, strict=True)
+    )
+    return first, second
 
 
 # ---- files ---------------------------------------------------------------------------------------

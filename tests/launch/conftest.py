@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
-
 import numpy as np
 import pytest
 
-from process_gen.core.trajectory import Sampled, Step, Trajectory, plan_text
+from tests.launch.scripted_painter import Scripted
 
 MODEL = {
     "width": 16,
@@ -51,77 +48,6 @@ def untrained(tmp_path_factory):
     lines = [f'{{"step": {i}, "split": "train", "loss": {2 / i}}}\n' for i in (1, 2, 3)]
     (workdir / "metrics.jsonl").write_text("".join(lines))
     return workdir
-
-
-class Scripted:
-    """Paints what a script says, a part at a time, as `Painter.stream` does.
-
-    Attributes:
-      pause: seconds a part takes.
-      asked: (prompt, mode, settings) of every call.
-      painting, most: paintings under way, and the most there ever were.
-    """
-
-    meta = {"path": "scripted", "weights": "none"}
-
-    def __init__(self):
-        from process_gen.core.configs import Config
-        from process_gen.data.tokenizer import load_tokenizer
-
-        self.config, self.tokenizer = Config(), load_tokenizer()
-        self.pause, self.asked, self.painting, self.most = 0.0, [], 0, 0
-
-    def stream(self, prompts, *, mode, seed, stop, unfinished, **settings):
-        (prompt,) = prompts
-        self.asked.append((prompt, mode, {"seed": seed, **settings}))
-        self.painting += 1
-        self.most = max(self.most, self.painting)
-        try:
-            for out in self._parts(prompt, mode, seed):
-                if unfinished and not stop():
-                    yield out
-                time.sleep(self.pause)
-                if stop():
-                    yield dataclasses.replace(out, finish_reason="stopped")
-                    return
-            yield dataclasses.replace(out, finish_reason="finished")
-        finally:
-            self.painting -= 1
-
-    def _parts(self, prompt, mode, seed):
-        begun = prompt if isinstance(prompt, Trajectory) else Trajectory(prompt)
-        words, steps = begun.prompt, list(begun.steps)
-        if mode == "one_shot":
-            yield self._so_far(words, steps, seed, mode, final_image=self._picture(99))
-            return
-
-        def next_part(**change):
-            steps[-1] = dataclasses.replace(steps[-1], **change)
-            return self._so_far(words, steps, seed)
-
-        if not steps:
-            yield self._so_far(words, steps, seed)
-            steps.append(Step(plan_text(f"paint {words}", f"a sketch of {words}")))
-            yield self._so_far(words, steps, seed)
-        if steps[-1].sketch is None:
-            yield next_part(sketch=self._picture(seed))
-        if steps[-1].inspection is None:
-            yield next_part(inspection="Seen: nothing. It fits.")
-        if steps[-1].rejected:
-            yield next_part(refined=self._picture(seed + 1))
-
-    def _so_far(self, prompt, steps, seed, mode="process", **more):
-        images = [s.image for s in steps if s.image is not None]
-        return Trajectory(
-            prompt,
-            mode=mode,
-            steps=tuple(steps),
-            **{"final_image": images[-1] if images else None, **more},
-            sampled=Sampled(0, 0, seed, 10, 0.5),
-        )
-
-    def _picture(self, level):
-        return np.full((32, 32, 3), level % 256, np.uint8)
 
 
 @pytest.fixture
