@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.themes import Soft
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
@@ -234,7 +235,7 @@ def serve(page: gr.Blocks, host: str, port: int) -> str:
         # A page elsewhere whose name was made to point here is not served.
         guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]))
     own = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    theme = gr.themes.Soft(primary_hue="indigo", font=own["font"], font_mono=own["font_mono"])
+    theme = Soft(primary_hue="indigo", font=own["font"], font_mono=own["font_mono"])
     try:
         _, address, _ = page.launch(
             server_name=host,
