@@ -333,6 +333,17 @@ class _Run:
         )
 
 
+def jit_step(train_step: TrainStep, state: TrainState) -> Any:
+    """The step as it is compiled: it gives up the state's buffers, and keeps its shardings.
+
+    Args:
+      train_step: pure.
+      state: arrays or `jax.ShapeDtypeStruct`s with shardings.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
 def _loop(
     run: _Run,
     state: TrainState,
@@ -346,8 +357,7 @@ def _loop(
         run.writer.write_texts(step, {"train": f"this run of {total} steps is complete"})
         return state
     key = jax.random.fold_in(jax.random.key(train.seed), 1)
-    shardings = jax.tree.map(lambda x: x.sharding, state)
-    jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    jitted = jit_step(train_step, state)
     log = _Log(run.writer, step)
     counters = getattr(run.dataset, "counters", dict)
     previous: Any = None

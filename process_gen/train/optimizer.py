@@ -131,6 +131,7 @@ def _direction(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTran
             mu_dtype=config.moment_dtype,
         )
     if config.name == "adafactor":
+        momentum = optax.ema(config.b1, accumulator_dtype=config.moment_dtype)
         # The decay of second moments rises as in the paper, up to b2 (arXiv 2106.04560, 3.2).
         return optax.chain(
             optax.scale_by_factored_rms(
@@ -140,7 +141,7 @@ def _direction(config: OptimizerConfig, logical_axes: Any) -> optax.GradientTran
                 ),
             ),
             optax.clip_by_block_rms(_FACTORED_CLIP),
-            optax.ema(config.b1, accumulator_dtype=config.moment_dtype),
+            momentum if config.b1 else optax.identity(),
             optax.scale(-1.0),
         )
     return optax.adam(1.0, b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=config.moment_dtype)

@@ -29,7 +29,7 @@ from process_gen.core.configs import Config
 from process_gen.models import functional
 from process_gen.sharding import rules
 from process_gen.sharding.mesh import make_mesh
-from process_gen.train import optimizer, step
+from process_gen.train import loop, optimizer, step
 from process_gen.train import state as state_lib
 
 BASE = {
@@ -120,12 +120,8 @@ def measure(config: Config, devices: list[jax.Device], donate: bool, steps: int)
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), batch
         )
-        shardings = jax.tree.map(lambda x: x.sharding, state)
-        jitted = jax.jit(
-            step.make_train_step(fns, rule, schedule, config),
-            donate_argnums=0 if donate else (),
-            out_shardings=(shardings, None),
-        )
+        train_step = step.make_train_step(fns, rule, schedule, config)
+        jitted = loop.jit_step(train_step, state) if donate else jax.jit(train_step)
         key = jax.eval_shape(lambda: jax.random.key(0))
         started = time.perf_counter()
         compiled = jitted.lower(state, shapes, key).compile()

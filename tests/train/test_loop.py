@@ -68,8 +68,8 @@ def make_config(**sections):
     return configs.from_mapping(base)
 
 
-def run(workdir, config, dataset=None, poison_at=None, **kwargs):
-    tx, schedule = optimizer.make_optimizer(config.optimizer, FNS.logical_axes)
+def run(workdir, config, dataset=None, poison_at=None, fns=FNS, **kwargs):
+    tx, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
     one = jnp.float32(1.0)
 
     def train_step(state, batch, key):
@@ -88,7 +88,7 @@ def run(workdir, config, dataset=None, poison_at=None, **kwargs):
     return loop.fit(
         config,
         workdir,
-        fns=FNS,
+        fns=fns,
         tx=tx,
         train_step=train_step,
         eval_step=eval_step,
@@ -246,9 +246,7 @@ def test_starting_from_other_weights(tmp_path):
     wide = types.SimpleNamespace(**vars(FNS))
     wide.init = lambda key: {**FNS.init(key), "b": jnp.zeros((WIDTH + 1,))}
     tx, _ = optimizer.make_optimizer(config.optimizer, FNS.logical_axes)
-    like = state_lib.abstract_state(
-        wide, tx, 1, mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
-    )
+    like = state_lib.abstract_state(wide, tx, 1, mesh_lib.make_mesh(config.mesh, jax.devices()[:1]))
     with pytest.raises(CheckpointError, match=r"weight b has shape \(3,\) there and \(4,\) here"):
         manager.load_for_sampling(tmp_path / "a", like=like.params)
 
@@ -284,3 +282,88 @@ def test_what_the_data_left_out_is_logged(tmp_path):
     assert [m["skipped_failed"] for m in logged] == [0.0, 1.0, 2.0]  # after steps 3, 6, 8
     run(tmp_path / "b", make_config())
     assert not any("skipped_failed" in m for m in read_metrics(tmp_path / "b"))
+
+
+HALF = types.SimpleNamespace(
+    init=lambda key: jax.tree.map(lambda x: x.astype(jnp.bfloat16), FNS.init(key)),
+    logical_axes=FNS.logical_axes,
+)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "adafactor", "moment_dtype": "bfloat16", "ema_dtype": "bfloat16", "ema_every": 2},
+        {"name": "muon", "moment_dtype": "bfloat16", "ema_memory": "host"},
+    ],
+)
+def test_every_form_of_the_state_goes_on_exactly(tmp_path, settings):
+    """Weights of 16 bits with every form of moments and average: N + N == 2 N, bit for bit."""
+    short = {"steps": 2, "eval_every": 0, "save_every": 0}
+    through = run(
+        tmp_path / "a", make_config(optimizer=settings, train={**short, "steps": 4}), fns=HALF
+    )
+    seen = []
+    first = run(tmp_path / "b", make_config(optimizer=settings, train=short), fns=HALF)
+    again = run(
+        tmp_path / "b",
+        make_config(optimizer=settings, train={**short, "steps": 4}),
+        Numbers(),
+        fns=HALF,
+        on_start=seen.append,
+    )
+    assert_same(jax.device_get(through.ema), jax.device_get(again.ema))
+    assert_same(through.params, again.params)
+    assert_same(through.opt_state, again.opt_state)
+    kinds = [jax.tree.map(lambda x: (x.dtype, x.sharding), s) for s in (through, first, again)]
+    assert kinds[0] == kinds[1] == kinds[2]
+    assert np.any(first.params["b"] != again.params["b"])
+
+
+def test_a_step_gives_up_the_buffers_of_the_state():
+    config = make_config()
+    rule, schedule = optimizer.make_optimizer(config.optimizer, FNS.logical_axes)
+    mesh = mesh_lib.make_mesh(config.mesh, jax.devices()[:1])
+    state = state_lib.abstract_state(FNS, rule, 1, mesh)
+
+    def step(state, batch, key):
+        grads = jax.grad(lambda p: errors(p, batch, key).mean())(state.params)
+        return state_lib.advance(state, grads, rule, schedule, key)
+
+    batch = {"x": jax.ShapeDtypeStruct((ROWS, WIDTH), jnp.float32)}
+    arguments = (state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    compiled = loop.jit_step(step, state).lower(*arguments).compile()
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    assert compiled.memory_analysis().alias_size_in_bytes == size
+    entry = compiled.as_text().split("\n", 1)[0]
+    assert entry.count("may-alias") + entry.count("must-alias") == len(jax.tree.leaves(state))
+    kept = jax.jit(step).lower(*arguments).compile()
+    assert kept.memory_analysis().alias_size_in_bytes == 0
+
+
+@pytest.mark.parametrize("log_every", [4, 1])
+def test_numbers_are_fetched_one_step_late_and_only_to_be_logged(tmp_path, monkeypatch, log_every):
+    """Records after how many batches anything was read from a device."""
+    data, read, written = Numbers(), set(), []
+    kind = type(jnp.zeros(1))
+    fetch = kind._value.fget  # every way to the host leads through it
+
+    def noted(array):
+        read.add(data.next_batch)
+        return fetch(array)
+
+    monkeypatch.setattr(kind, "_value", property(noted))
+    config = make_config(
+        train={"steps": 9, "log_every": log_every, "eval_every": 0, "save_every": 0}
+    )
+
+    class Record(loop.writers.MetricWriter):
+        def write_scalars(self, step, scalars):
+            written.append((step, data.next_batch))
+
+    run(tmp_path, config, data, eval_batches=[], writer=Record())
+    started, ended = {0, 1}, {9}  # the first step reads constants while it is traced
+    # The window that ends at step 4 is read when step 5 is on its way.
+    due = {4: {5, 9}, 1: set(range(2, 10))}[log_every]
+    assert read - started - ended == due - ended
+    assert written[0] == (log_every, log_every + 1)

@@ -237,3 +237,68 @@ def test_frozen_names_are_checked():
         )
     with pytest.raises(ConfigError, match="every part"):
         optimizer.make_optimizer(dataclasses.replace(OptimizerConfig(), frozen=tuple(AXES)), AXES)
+
+
+def dtypes(state):
+    return sorted(x.dtype.name for x in jax.tree.leaves(state) if x.ndim > 1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "adafactor"])
+def test_moments_are_wide_whatever_the_weights_are(name):
+    tree = {"layers": {"w": (L, E, M)}}
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), weights(tree))
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+    rule, _ = optimizer.make_optimizer(OptimizerConfig(name=name), tree)
+    state = rule.init(half)
+    assert set(dtypes(state)) == {"float32"}
+    updates, after = jax.jit(rule.update)(half, state, half)
+    want, want_after = jax.jit(rule.update)(wide, rule.init(wide), wide)
+    jax.tree.map(np.testing.assert_array_equal, (updates, after), (want, want_after))
+    # Partner: optax alone takes the weights' type.
+    assert dtypes(optax.adam(1.0).init(half)) == ["bfloat16", "bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("name", "second"), [("adamw", ["float32"]), ("muon", []), ("adafactor", ["float32"])]
+)
+def test_first_moments_may_be_of_16_bits(name, second):
+    tree = {"layers": {"w": (L, E, M)}}
+    params = weights(tree)
+    config = OptimizerConfig(name=name, moment_dtype="bfloat16", b1=0.9)
+    rule, _ = optimizer.make_optimizer(config, tree)
+    state = rule.init(params)
+    assert [d for d in dtypes(state)] == ["bfloat16", *second]
+    step = jax.jit(rule.update)
+    wide_rule, _ = optimizer.make_optimizer(
+        dataclasses.replace(config, moment_dtype="float32"), tree
+    )
+    wide_state = wide_rule.init(params)
+    for seed in range(3):
+        grads = weights(tree, seed + 1)
+        updates, state = step(grads, state, params)
+        want, wide_state = wide_rule.update(grads, wide_state, params)
+    assert dtypes(state) == ["bfloat16", *second]
+    difference = jnp.abs(updates["layers"]["w"] - want["layers"]["w"]).max()
+    assert 0 < difference < 0.05
+
+
+def test_large_matrices_have_factored_second_moments():
+    sizes = {L: 2, E: 256, M: 128}
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=[sizes[n] for n in (L, E, M)]), jnp.float32)}
+    config = OptimizerConfig(name="adafactor", b1=0.0, b2=1.0, clip_norm=1e9)
+    rule, _ = optimizer.make_optimizer(config, {"w": (L, E, M)})
+    reference = optax.adafactor(multiply_by_parameter_scale=False)
+    state, theirs = rule.init(params), reference.init(params)
+    count = sum(x.size for x in jax.tree.leaves(state))
+    assert count == 2 * (256 + 128) + 2  # a row and a column a layer, a stand-in and a counter
+    for _ in range(3):
+        grads = {"w": jnp.asarray(rng.normal(size=params["w"].shape), jnp.float32)}
+        updates, state = jax.jit(rule.update)(grads, state, params)
+        want, theirs = jax.jit(reference.update)(grads, theirs, params)
+        np.testing.assert_allclose(updates["w"], want["w"], rtol=1e-5, atol=1e-6)
+    capped, _ = optimizer.make_optimizer(dataclasses.replace(config, b2=0.1), {"w": (L, E, M)})
+    other, _ = jax.jit(capped.update)(grads, state, params)
+    assert np.abs(other["w"] - want["w"]).max() > 1e-2
+    momentum, _ = optimizer.make_optimizer(dataclasses.replace(config, b1=0.9), {"w": (L, E, M)})
+    assert sum(x.size for x in jax.tree.leaves(momentum.init(params))) > params["w"].size
