@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import process_gen
 from configs import bagel_7b, bagel_debug
 from launch import common, import_bagel
 from process_gen.checkpoint import manager
@@ -23,6 +25,8 @@ from process_gen.core.trajectory import Step, Trajectory, plan_text
 from process_gen.data import builders, rows
 from process_gen.models import functional
 from process_gen.train import latents, optimizer, start, state, step
+from tests.evaluation.test_other_sizes import SIZES
+from tests.parity import make_fixtures
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "tests" / "parity" / "fixtures" / "checkpoint"
@@ -92,10 +96,9 @@ def pictures_of_many_shapes(folder):
     }  # fmt: skip
 
 
-@pytest.mark.multidevice
-def test_one_and_four_devices_have_the_same_losses(imported, tmp_path):
-    mapping = configs.to_mapping(debug(imported, steps=2, eval_every=0, save_every=0))
-    mapping["data"] |= pictures_of_many_shapes(tmp_path / "data")
+def check_one_and_four_devices(folder, tmp_path, **data):
+    mapping = configs.to_mapping(debug(folder, steps=2, eval_every=0, save_every=0))
+    mapping["data"] |= pictures_of_many_shapes(tmp_path / "data") | data
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(mapping), str(tmp_path)],
@@ -109,6 +112,32 @@ def test_one_and_four_devices_have_the_same_losses(imported, tmp_path):
     assert one[:, 0].tolist() == [1, 2] and np.isfinite(one).all()
     np.testing.assert_allclose(four, one, rtol=1e-5)
     assert np.abs(other[:, 1] / one[:, 1] - 1).max() > 1e-4  # other times, noise and latents
+
+
+@pytest.mark.multidevice
+def test_one_and_four_devices_have_the_same_losses(imported, tmp_path):
+    check_one_and_four_devices(imported, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_other_sizes_train_and_paint(tmp_path):
+    """As above on a synthetic checkpoint, then a picture by the weights that came out."""
+    model = dataclasses.replace(SIZES["three"], vocab_size=300)  # bytes and four special ids
+    make_fixtures.write_checkpoint(tmp_path / "checkpoint", model)
+    folder = tmp_path / "imported"
+    arguments = ["x", f"--source={tmp_path / 'checkpoint'}", f"--output={folder}"]
+    arguments.append("--tokenizer=bytes")
+    common.run(import_bagel.main, import_bagel.define_flags, "", arguments)
+    check_one_and_four_devices(folder, tmp_path, und_len=64)
+    painter = process_gen.load(tmp_path / "a")
+    pictures = [
+        next(iter(painter.paint(["dot"], mode="one_shot", seed=seed, size=(24, 60)))).final_image
+        for seed in (0, 0, 1)
+    ]
+    assert pictures[0].shape == (24, 60, 3)
+    np.testing.assert_array_equal(pictures[0], pictures[1])
+    assert (pictures[0] != pictures[2]).any()
 
 
 def test_what_an_import_decides(imported, tmp_path):
