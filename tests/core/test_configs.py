@@ -72,7 +72,7 @@ def test_round_trip_notices_every_number():
         ({"model": {"width": 96.0}}, "model.width must be int, got 96.0"),
         ({"model": {"width": None}}, "model.width must be int, got None"),
         ({"model": {"freeze_und": 1}}, "model.freeze_und must be bool, got 1"),
-        ({"optimizer": {"name": "adam"}}, "optimizer.name must be one of 'adamw', 'muon', got"),
+        ({"optimizer": {"name": "adam"}}, "optimizer.name must be one of 'adamw', 'muon', "),
         ({"model": {"width": -8}}, "model.width must be positive, got -8"),
         ({"model": {"rope_theta": 0.0}}, "model.rope_theta must be positive, got 0.0"),
         ({"model": {"width": 98}}, "model.width must be a multiple of 4"),

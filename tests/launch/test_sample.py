@@ -225,7 +225,7 @@ def test_help_fits_a_screen_and_shows_an_example(capsys):
     call("--help")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 24 and max(map(len, lines)) <= 100
-    assert any("python -m launch.sample --checkpoint=" in line for line in lines)
+    assert any("python -m launch.sample --prompt=" in line for line in lines)
 
 
 # ---- a real painter ------------------------------------------------------------------------------
