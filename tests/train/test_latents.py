@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,15 +25,20 @@ from process_gen.models.shapes import vae_shapes
 from process_gen.sharding.mesh import make_mesh
 from process_gen.train import latents
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = VaeSizes(channels=32, multipliers=(1, 2), blocks=1, latent_channels=2)
 MODEL = ModelConfig(codec="flux", patch=2, codec_channels=2, latent_grid=8, vae=SIZES)
 PICTURE = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
 
 
-@pytest.fixture(scope="module")
-def params():
+def weights():
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), vae_shapes(SIZES))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return weights()
 
 
 def batch_of(*pictures):
@@ -71,3 +82,63 @@ def test_pixels_are_their_own_latents():
     wanted = normalise(jnp.asarray(batch.latent_BxGxP))
     np.testing.assert_array_equal(way.x0(prepared.latent_BxGxP, None), wanted)
     assert way.draw(jax.random.key(0), (1, 32, 48)) is None and way.features(48) == 48
+
+
+TWO_PROCESSES = """
+import sys
+import jax
+import numpy as np
+
+place, process = sys.argv[1], int(sys.argv[2])
+jax.distributed.initialize(place, 2, process)
+from process_gen.core.configs import Config, MeshConfig
+from process_gen.sharding import rules
+from process_gen.sharding.mesh import make_mesh
+from process_gen.train import latents
+from process_gen.core.batch import stack
+from tests.train.test_latents import MODEL, PICTURE, batch_of, weights
+
+mesh = make_mesh(MeshConfig(data=2, fsdp=-1))  # two devices of each process
+one, other = PICTURE, PICTURE[::-1, ::-1].copy()
+# Rows differ in what has to be encoded, and in how many sizes; the global batch has four.
+rows = [[one], [other, one], [one.swapaxes(0, 1)], []]
+place = latents.make_prepare(Config(model=MODEL), weights(), mesh)
+mine = [batch_of(*rows[i]) for i in range(4) if i // 2 == process]
+batch = jax.tree.map(lambda *parts: np.concatenate(parts), *mine)
+assert rules.row_blocks(mesh) == ((2 * process, 2 * process + 1), 4)
+with jax.set_mesh(mesh):
+    prepared = place(batch).latent_BxGxP
+assert prepared.shape[0] == 4 and len(prepared.addressable_shards) == 2
+alone_mesh = make_mesh(MeshConfig(), jax.local_devices()[:1])
+for shard in prepared.addressable_shards:
+    row = shard.index[0].start
+    alone = latents.make_prepare(Config(model=MODEL), weights(), alone_mesh)(batch_of(*rows[row]))
+    np.testing.assert_allclose(shard.data, alone.latent_BxGxP, rtol=1e-4, atol=1e-5)
+    assert (np.abs(shard.data).max() > 0.1) == bool(rows[row])
+    print("row", row)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_two_processes_encode_their_own_rows():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, place, str(i)],
+            env={**environment, "PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    printed = [process.communicate() for process in running]
+    assert [p.returncode for p in running] == [0, 0], printed
+    rows = [[x for x in out.splitlines() if x.startswith("row")] for out, _ in printed]
+    assert rows == [["row 0", "row 1"], ["row 2", "row 3"]]
