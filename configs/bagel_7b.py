@@ -51,7 +51,8 @@ def get_config(arg: str = "") -> ConfigDict:
     else:
         config.data.sources = ({"kind": "strokes", "weight": 1.0, "size": 62_000},)
     # Open: resolution. A pack of 33k tokens holds 9 pictures of 512 px in three copies, which is
-    # about three trajectories; of 1024 px it would not hold the longest one.
+    # about three trajectories; of 1024 px it would not hold the longest one. This is the long side;
+    # 0 takes the sizes of BAGEL's trainer, sides of 512 to 1024 px, and wants a longer gen_len.
     config.data.image_size = 512
     config.data.gen_len = 18_432  # 9 x (noised + clean) x 32 x 32
     config.data.und_len = 12_416  # 9 x 37 x 37
