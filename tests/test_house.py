@@ -24,7 +24,7 @@ MAX_LINES = 500
 MAX_BYTES = 1_000_000
 
 # Weights with the reference's outputs for them: without these there is no parity test at all.
-MAY_BE_BIG = "tests/parity/fixtures/"
+MAY_BE_BIG = ("tests/parity/fixtures/", "process_gen/checkpoint/painter/")
 
 
 @functools.cache
