@@ -23,7 +23,9 @@ def get_config(arg=None):
     config.data.update(dict(sources=(source,), eval_sources=(source,), rows=4, eval_rows=4))
     config.model.update(dict(num_kv_heads=2, head_dim=8, width=16, mlp_width=32))
     config.train.update(dict(steps=10, log_every=1, eval_every=0, save_every=3, keep=9))
+    # Nothing depends on the number of steps, so that a run may be stopped and given more.
     config.optimizer.update(dict(name="adamw", schedule="constant", warmup_steps=0))
+    config.loss.ce_weight_late = None
     return config
 """
 
@@ -138,7 +140,7 @@ class Runs:
     ) -> list[tuple[str, str]]:
         """Waits; what each wrote to stdout and stderr. One that hangs takes the others with it."""
         try:
-            printed = [process.communicate(timeout=250) for process in processes]
+            printed = [process.communicate(timeout=600) for process in processes]
         finally:
             for process in processes:
                 process.kill()

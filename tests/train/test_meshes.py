@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.multidevice
+pytestmark = [pytest.mark.multidevice, pytest.mark.timeout(900)]
 
 MESHES = {
     "data": {"data": 4},
@@ -44,9 +44,9 @@ def test_a_mesh(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_every_mesh(runs):
-    check(runs, MESHES)
+@pytest.mark.parametrize("name", MESHES)
+def test_every_mesh(runs, name):
+    check(runs, {name: MESHES[name]})
 
 
 @pytest.mark.slow
