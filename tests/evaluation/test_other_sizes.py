@@ -181,6 +181,7 @@ def test_inference_at_other_sizes(name, how, tmp_path):
     assert "out.nocfg.velocity" in found and "out.decode.ids" not in found
 
 
+@pytest.mark.slow
 def test_variants_of_a_folder(tmp_path):
     """bfloat16, an index of shards, no tables, no understanding encoder."""
     make_fixtures.write_checkpoint(tmp_path / "full", SIZES["one"])

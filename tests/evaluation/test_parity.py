@@ -46,6 +46,7 @@ def test_one_case_of_each_kind(name, model):
     assert _bad(rows) == {} and len(rows) > 10
 
 
+@pytest.mark.slow
 def test_chunked_attention_and_unrolled_layers(monkeypatch):
     sides, chunked = [], parity.chunked
 

@@ -187,6 +187,7 @@ def test_a_form_makes_a_wish():
     assert app_desk.read_wish("a", 1, 3.0, 10, 2) == Wish("a", True, 3, 10, 2.0)
 
 
+@pytest.mark.slow
 def test_the_real_painter_at_the_desk(untrained):
     import process_gen
 

@@ -123,7 +123,9 @@ def _start(file: Path, folder: Path) -> subprocess.Popen:
     )
 
 
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "kill", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL]
+)
 def test_six_trials_stopped_half_way_and_resumed(tmp_path, kill):
     file, folder = tmp_path / "six.py", tmp_path / "runs"
     file.write_text(_SIX)
