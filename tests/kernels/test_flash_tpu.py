@@ -101,12 +101,14 @@ def test_equals_dense_with_three_gradients():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (7, 1), (3, 3)])
 def test_equals_dense_on_fifty_packs(heads, kv_heads):
     check(packs(25, 25), heads, kv_heads)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_several_blocks_of_keys():
     """A cache, one token, and the new ones: joined by their log-sum-exp."""
     check(packs(4, 4), 4, 2, cuts=(170, 171))
