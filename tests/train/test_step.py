@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from process_gen.losses import stages
 from process_gen.models import functional
 from process_gen.strokes.plans import StrokesOptions, one_shot, text_only, trajectory_at
 from process_gen.train import optimizer, state, step
+from tests.hlo_shapes import has_dims
 
 IDS = token_ids(load_tokenizer())
 SIZES = PatchSizes(latent=8, und=8, latent_grid=4, und_grid=4)
@@ -216,8 +218,6 @@ def test_a_noised_image_reaches_its_own_loss_only(setup):
         {"layers": "unroll"},
         {"remat": "full"},
         {"remat": "dots"},
-        {"attention": "chunked"},
-        {"attention": "chunked", "remat": "attention"},
         {"attention": "chunked", "remat": "offload"},
     ],
 )
@@ -236,6 +236,24 @@ def test_how_layers_are_run_changes_no_number(setup, change):
     assert one.lower(params, batch, draws).as_text() != two.lower(params, batch, draws).as_text()
 
 
+def test_what_the_backward_pass_computes_again(setup):
+    """Attention is a loop over blocks: it runs twice only where its output was not kept."""
+    config, _, params = setup
+    batch = three_rows(config)
+    loops, texts = {}, {}
+    for remat in ("none", "attention", "offload", "full"):
+        other = tiny(attention="chunked", remat=remat)
+        traced = summed(other, functional.build(other.model)).trace(
+            params, batch, step.draw(jax.random.key(0), batch)
+        )
+        # A CPU has one memory only, and leaves out what is said about another.
+        texts[remat] = traced.lower(lowering_platforms=("tpu",)).as_text()
+        loops[remat] = texts[remat].count("stablehlo.while")
+    assert loops["none"] == loops["attention"] == loops["offload"] < loops["full"]
+    assert len(set(texts.values())) == 4
+    assert {name for name, text in texts.items() if "pinned_host" in text} == {"offload"}
+
+
 def three_rows(config):
     laid_out = runs(config, *(trajectory_at(0, i, FAULTY) for i in range(4)))
     return stack([pack([run], LENGTHS, SIZES) for run in laid_out])
@@ -244,16 +262,19 @@ def three_rows(config):
 def test_accumulation_equals_one_big_batch(setup):
     config, fns, params = setup
     batch = three_rows(config)
-    results = []
+    results, temporary = [], {}
     for parts in (1, 2, 4):
         settings = dataclasses.replace(config.optimizer, accumulate=parts, name="adamw", eps=1.0)
         parted = dataclasses.replace(config, optimizer=settings)
         tx, schedule = optimizer.make_optimizer(settings, fns.logical_axes)
-        run = jax.jit(step.make_train_step(fns, tx, schedule, parted))
-        results.append(run(state.make_state(params, tx, 10), batch, jax.random.key(1)))
+        arguments = (state.make_state(params, tx, 10), batch, jax.random.key(1))
+        run = jax.jit(step.make_train_step(fns, tx, schedule, parted)).lower(*arguments).compile()
+        temporary[parts] = run.memory_analysis().temp_size_in_bytes
+        results.append(run(*arguments))
+    assert temporary[4] < 0.7 * temporary[2] < 0.5 * temporary[1]
     (first, metrics), *others = results
     for other, other_metrics in others:
-        assert largest_difference(other.params, first.params) < 1e-5
+        assert largest_difference(other.params, first.params) < 1e-6
         for name, (numerator, denominator) in metrics.items():
             assert other_metrics[name][0] == pytest.approx(float(numerator), rel=1e-4), name
             if name not in ("grad_norm", "learning_rate"):
@@ -264,6 +285,44 @@ def test_accumulation_equals_one_big_batch(setup):
     run = jax.jit(step.make_train_step(fns, tx, schedule, config))
     other, _ = run(state.make_state(params, tx, 10), changed, jax.random.key(1))
     assert largest_difference(other.params, first.params) > 1e-5
+
+
+def lowered_step(config, batch):
+    fns = functional.build(config.model)
+    rule, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
+    shapes = jax.eval_shape(lambda: state.make_state(fns.init(jax.random.key(0)), rule, 10))
+    run = jax.jit(step.make_train_step(fns, rule, schedule, config))
+    return run.lower(shapes, batch, jax.random.key(1))
+
+
+def test_blocks_of_the_vocabulary_change_no_number_and_hold_no_logits(setup):
+    """In the whole step, before the compiler has made anything smaller."""
+    config = tiny(vocab_size=1031)
+    blocks = dataclasses.replace(config, loss=dataclasses.replace(config.loss, vocab_chunk=200))
+    batch = row(*runs(config, trajectory_at(0, 1, FAULTY)))
+    texts = [lowered_step(c, batch).as_text() for c in (config, blocks)]
+    assert [has_dims(text, LENGTHS.text, 1031) for text in texts] == [True, False]
+    fns = functional.build(config.model)
+    params = lively(fns.init(jax.random.key(0)))
+    draws = step.draw(jax.random.key(0), batch)
+
+    def ce(config):
+        elements = functools.partial(step.elementwise_losses, fns)
+        return jax.jit(lambda params: elements(params, batch, draws, config).ce_BxT)
+
+    want, in_blocks = ce(config)(params), ce(blocks)
+    found, other = in_blocks(params), in_blocks(lively(params))
+    np.testing.assert_allclose(found, want, rtol=1e-6, atol=1e-6)
+    assert np.abs(other - want).max() > 0.1
+
+
+def test_weights_that_are_not_trained_cost_no_gradient(setup):
+    sizes = {"width": 64, "mlp_width": 256, "num_heads": 2, "head_dim": 32, "vocab_size": 640}
+    config = tiny(**sizes)
+    batch = row(*runs(config, trajectory_at(0, 1, FAULTY)))
+    adapted = tiny(**sizes, lora={"rank": 1})
+    flops = [lowered_step(c, batch).cost_analysis()["flops"] for c in (config, adapted)]
+    assert flops[1] < 0.85 * flops[0]  # a third of the work with weights is their gradient
 
 
 def test_an_expert_without_tokens_is_not_updated(setup):
