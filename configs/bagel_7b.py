@@ -74,6 +74,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss.ce_weight = 1.0
     # The decision what comes next is trained, which BAGEL's own data does not do. Open: its weight.
     config.loss.stage_scales.control = 1.0
+    # 2304 tokens x 152,064 logits would be 1.4 GB in float32, and as much for their gradient.
+    config.loss.vocab_chunk = 16_384
     # Open: distribution of t. BAGEL's trainer shifts by 1 (some recipes by 4), its sampler by 3.
     config.loss.timestep_shift = 1.0
 
