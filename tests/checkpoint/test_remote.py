@@ -135,6 +135,20 @@ def test_nothing_is_left_in_the_bucket_when_an_import_fails(bucket, tmp_path, mo
     assert not (bucket / "imported").exists()
 
 
+def test_a_checkpoint_that_was_cut_off_is_not_seen(bucket):
+    for step, name in (
+        (2, "commit_success.txt"),
+        (10, "commit_success.txt"),
+        (11, "meta/data.json"),
+    ):
+        file = bucket / "run" / "checkpoints" / str(step) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    assert manager.steps("gs://bucket/run") == [2, 10]
+    (bucket / "run/checkpoints/11/commit_success.txt").write_text("")
+    assert manager.steps("gs://bucket/run") == [2, 10, 11]
+
+
 def header_file(path, header, data=b"\0" * 8):
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
