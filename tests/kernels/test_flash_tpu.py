@@ -32,7 +32,7 @@ def small(q, order, blocks):
 
 def packs(real: int, wild: int) -> Place:
     """Packs of the grammar and wild ones below each other, all as long as the real ones."""
-    drawn = real_places("strokes_tiny", real)
+    drawn = real_places("strokes_tiny", real, text_len=224, und_len=64, gen_len=128)
     others = random_places(wild, drawn.order.shape[1])
     return Place(*(np.concatenate(x) for x in zip(drawn, others, strict=True)))
 

@@ -89,6 +89,7 @@ def test_each_device_gets_its_share(tpu, mesh):
 def test_temporary_memory_grows_with_the_length_alone(tpu, implementation):
     bytes_at = [
         compiled(implementation, Sizes(length), tpu("v5e")).memory_analysis().temp_size_in_bytes
-        for length in (8192, 16384)
+        for length in (32_768, 65_536)
     ]
-    assert bytes_at[1] < 2.2 * bytes_at[0]
+    # Shorter ones keep part of their arrays in a core's own memory, which does not count.
+    assert bytes_at[1] < 2.1 * bytes_at[0]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import strokes_tiny
 from launch import common
 from launch.inspect_data import __doc__ as usage
 from launch.inspect_data import define_flags, main
@@ -51,7 +52,9 @@ def test_a_config_is_described(capsys):
     assert contents["tokens"]["sketch"]["supervised"] > contents["tokens"]["one_shot"]["supervised"]
     assert contents["tokens"]["plan"]["supervised"] > 10
     packs = found["packs"]
-    assert packs["limits"] == {"text": 224, "und": 64, "gen": 128} and 0 < packs["fill"]["gen"] <= 1
+    data = strokes_tiny.get_config().data
+    assert packs["limits"] == {"text": data.text_len, "und": data.und_len, "gen": data.gen_len}
+    assert 0 < packs["fill"]["gen"] <= 1
     for column in ("text_len", "und_len", "gen_len"):
         assert found["proposal"][column] > 0
     assert found["speed"]["batches_per_second"] > 0
