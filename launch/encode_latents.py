@@ -16,6 +16,7 @@ the command goes on with the shard that it was at. docs/bagel.md has the cost.
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import jax
 from absl import flags
@@ -29,6 +30,46 @@ from process_gen.sharding.mesh import make_mesh
 from process_gen.train.latent_cache import encode_folder
 
 
+def find_autoencoder(checkpoint: str) -> tuple[Any, Config]:
+    """Where the autoencoder of a checkpoint lies, and the checkpoint's settings.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or its autoencoder is gone.
+      ConfigError: it has none.
+    """
+    chosen, _, stored, _ = manager.find(checkpoint)
+    if stored.model.codec != "flux":
+        raise ConfigError(f"{checkpoint}: its pictures are pixels; there is nothing to encode")
+    return bagel.find_official(checkpoint, chosen, stored), stored
+
+
+def encode(folder: str, checkpoint: str, image_size: int = 0) -> dict[str, Any]:
+    """Encodes a folder's pictures, says how far it is, and returns the manifest of the latents.
+
+    Args:
+      folder: of trajectories.
+      checkpoint: whose autoencoder.
+      image_size: the run's `data.image_size`.
+
+    Raises:
+      CheckpointError, ConfigError: see `find_autoencoder`.
+      DataError: see `train.latent_cache.encode_folder`.
+    """
+    official, stored = find_autoencoder(checkpoint)
+    common.enable_compilation_cache()
+    manifest = encode_folder(
+        folder,
+        Config(model=stored.model, data=DataConfig(image_size=image_size)),
+        bagel.load_vae(official, stored.model.vae, BAGEL),
+        bagel.vae_fingerprint(official),
+        make_mesh(MeshConfig(), jax.local_devices()),
+        lambda done, count: print(f"{done} of {count} trajectories", flush=True),
+    )
+    size = sum(shard["bytes"] for shard in manifest["shards"])
+    print(f"{folder}/latents: {manifest['count']} trajectories, {size:,} bytes")
+    return manifest
+
+
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     flags.DEFINE_string("data", "", "trajectory folder", flag_values=values)
@@ -38,25 +79,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    """Encodes, and says how far it is."""
+    """Encodes what the flags say."""
     folder = common.required(values, "data")
-    checkpoint = common.required(values, "checkpoint")
-    chosen, _, stored, _ = manager.find(checkpoint)
-    if stored.model.codec != "flux":
-        raise ConfigError(f"{checkpoint}: its pictures are pixels; there is nothing to encode")
-    official = bagel.find_official(checkpoint, chosen, stored)
-    common.enable_compilation_cache()
-    manifest = encode_folder(
-        folder,
-        Config(model=stored.model, data=DataConfig(image_size=values.image_size)),
-        bagel.load_vae(official, stored.model.vae, BAGEL),
-        bagel.vae_fingerprint(official),
-        make_mesh(MeshConfig(), jax.local_devices()),
-        lambda done, count: print(f"{done} of {count} trajectories", flush=True),
-    )
-    size = sum(shard["bytes"] for shard in manifest["shards"])
-    print(f"{folder}/latents: {manifest['count']} trajectories, {size:,} bytes")
+    manifest = encode(folder, common.required(values, "checkpoint"), values.image_size)
     if values.json:
+        size = sum(shard["bytes"] for shard in manifest["shards"])
         print(json.dumps({"data": folder, "count": manifest["count"], "bytes": size}))
 
 

@@ -9,6 +9,7 @@
 --limit=N            items to make; 0, the default, makes all
 --strict             what cannot be used is an error; otherwise it is counted and left out
 --show=N             also write samples.html with N of the trajectories
+--encode_latents=DIR also launch.encode_latents, with the autoencoder of this checkpoint
 --beam=OPTIONS       make the shards with Apache Beam: "--runner=DirectRunner", say
 --json               print one JSON object as the last line
 
@@ -164,6 +165,7 @@ def define_flags(values: flags.FlagValues) -> None:
     common.define_config(values)
     whole, switch = flags.DEFINE_integer, flags.DEFINE_boolean
     flags.DEFINE_string("out", None, "folder to write", flag_values=values)
+    flags.DEFINE_string("encode_latents", None, "whose autoencoder", flag_values=values)
     flags.DEFINE_string("beam", None, "options of Apache Beam", flag_values=values)
     whole("show", 0, "trajectories on samples.html", 0, flag_values=values)
     whole("shards", None, "shard files", 1, flag_values=values)
@@ -179,6 +181,10 @@ def main(values: flags.FlagValues) -> None:
     out = common.required(values, "out")
     if values.beam is not None and values.workers > 1:
         raise ConfigError("--beam and --workers exclude each other: Beam has its own workers")
+    if values.encode_latents:
+        from launch import encode_latents  # loads JAX
+
+        encode_latents.find_autoencoder(values.encode_latents)  # before there is work to lose
     started = time.monotonic()
     for name, value in common.compilation_cache().items():
         os.environ.setdefault(name, value)  # for workers too, of which few ever load JAX
@@ -195,6 +201,8 @@ def main(values: flags.FlagValues) -> None:
     print("\n".join(summary(manifest, out)))
     if values.show:
         print(f"samples: {epath.Path(out) / SAMPLES}")
+    if values.encode_latents:
+        encode_latents.encode(out, values.encode_latents, config.data.image_size)
     if values.json:
         keys = ("count", "items", "skipped", "verdicts", "tally")
         said = {key: manifest[key] for key in keys if key in manifest}

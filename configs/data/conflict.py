@@ -1,8 +1,10 @@
 """Instruction-intermediate conflict: a painter's own plans, judged against the whole prompt.
 
+    python -m launch.make_data --config=configs/data/conflict.py --out=/tmp/conflict
     python -m launch.make_data --config=configs/data/conflict.py:runs/tiny --out=/tmp/conflict
 
-The argument is a run's working directory. Warm sampling makes plans wrong more often. As in the
+Without an argument the painter is the one that comes with the package; with one, a run's working
+directory. Warm sampling makes plans wrong more often. As in the
 paper's 6,905 : 8,296, there are 0.83 right steps for each wrong one.
 """
 
@@ -13,7 +15,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = ConfigDict()
     options = {
-        "checkpoint": arg or "runs/tiny",
+        "checkpoint": arg,
         "settings": ({"temperature": 0.7}, {"temperature": 1.0}),
         "right_per_fault": 0.83,
     }

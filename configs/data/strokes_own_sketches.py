@@ -1,8 +1,10 @@
 """What a trained painter of the Strokes world does wrong, with the oracle's words and the repair.
 
+    python -m launch.make_data --config=configs/data/strokes_own_sketches.py --out=own
     python -m launch.make_data --config=configs/data/strokes_own_sketches.py:runs/tiny --out=own
 
-The argument is the run's working directory, or one of its checkpoints. Training prompts only, half
+Without an argument the painter is the one that comes with the package; with one, a run's working
+directory or one of its checkpoints. Training prompts only, half
 of them of the tag in which faults are most frequent; three paintings in four are sampled warmer, or
 without guidance, than the run would. The 2,000 paintings take about ten minutes on two CPU cores.
 Another size: --limit. Train on the result with {"kind": "folder", "path": "own"}.
@@ -29,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.data = ConfigDict()
     options = {
-        "checkpoint": arg or "runs/tiny",
+        "checkpoint": arg,
         "tags": TAGS,
         "settings": SETTINGS,
         "right_per_fault": 1.0,

@@ -32,7 +32,8 @@ class Makers:
       max_steps: longest painting.
       diversify: probability of a detour: modify, swap, remove.
       max_faults: the oracle puts no more faults of one sketch into words.
-      checkpoint, step, weights: of judge "model".
+      checkpoint, step, weights: of judge "model"; by default the painter that comes with the
+        package.
       remote: `remote_options.RemoteOptions`.
       remote_drafter: the same for the drafter, where it is another server.
     """
@@ -59,10 +60,6 @@ class Makers:
         check(
             self.judge != "oracle" or self.drafter == "strokes",
             f"makers.judge='oracle' cannot read the pictures of drafter {self.drafter!r}",
-        )
-        check(
-            self.judge != "model" or self.checkpoint != "",
-            "makers.judge='model' needs makers.checkpoint",
         )
         server = RemoteOptions.from_mapping(self.remote)
         asked = "remote" in (self.planner, self.parser, self.writer, self.judge)

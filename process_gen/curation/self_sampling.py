@@ -38,6 +38,7 @@ from process_gen.curation.tallies import compare
 from process_gen.data.sources import derived_seed
 
 Subset = Literal["conflict", "alignment", "both"]
+_PAINTER = ("step", "weights", "weights_sha256")  # what its meta says of who it is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,8 @@ class SelfSamplingOptions:
     """Settings of the recipes.
 
     Attributes:
-      checkpoint, step, weights: see `sampling.painter.load`.
+      checkpoint, step, weights: see `sampling.painter.load`; by default the painter that comes with
+        the package.
       prompts: a file of prompts; empty for those of the Strokes world. None may be held out.
       tags: weights of the Strokes world's tags; empty for all alike.
       settings: of the sampler, instead of the run's own; paintings take them in turn.
@@ -68,7 +70,6 @@ class SelfSamplingOptions:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        check(self.checkpoint != "", "self-sampling needs options.checkpoint, a trained model")
         check(len(self.settings) > 0, "settings is empty; ({},) samples as the run says")
         check(self.right_per_fault >= 0, "right_per_fault must be >= 0")
 
@@ -129,7 +130,7 @@ class SelfSampling:
             "prompts": self._prompts.fingerprint,
             "size": size,
             "seed": seed,
-            "painted_by": {"step": meta.get("step"), "weights": meta.get("weights")},
+            "painted_by": {key: meta[key] for key in _PAINTER if key in meta},
         }
 
     @property

@@ -206,8 +206,17 @@ def test_names_and_options(painter):
     for wrong in ({"settings": ()}, {"right_per_fault": -1.0}, {"wieghts": "ema"}):
         with pytest.raises(ConfigError):
             built("conflict", **wrong)
-    sources = [{"kind": "conflict", "size": 1000, "options": {"checkpoint": "here"}}]
+    sources = [{"kind": "conflict", "size": 1000, "options": {}}]
     assert make_job(from_mapping({"data": {"sources": sources}})).shards == 5
+
+
+def test_the_painter_that_comes_along_is_the_default(monkeypatch):
+    asked = []
+    monkeypatch.setattr(self_sampling, "load_painter", lambda *a: asked.append(a) or Painter())
+    identity = SelfSampling("conflict", {}, 4, 0).identity
+    assert asked == [("", "latest", "ema")] and identity["options"]["checkpoint"] == ""
+    other = SelfSampling("conflict", {"checkpoint": "here"}, 4, 0).identity
+    assert asked[1:] == [("here", "latest", "ema")] and other != identity
 
 
 # ---- judges of the model's own -------------------------------------------------------------------

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def test_killed_and_gone_on(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("workers", [1, 3])
 def test_killed_at_ten_random_moments(tmp_path, workers):
     build(job(4000, 80, "multi_turn"), str(tmp_path / "whole"), workers=2)
@@ -121,11 +123,20 @@ def test_killed_at_ten_random_moments(tmp_path, workers):
 
 
 @pytest.mark.slow
-def test_twenty_thousand_trajectories_in_five_minutes(tmp_path):
-    started = time.monotonic()
-    manifest = build(job(20_000, 20, "multi_turn"), str(tmp_path / "a"), workers=2)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("kind", ["strokes", "multi_turn"])
+def test_twenty_thousand_trajectories_in_five_minutes_of_two_cores(tmp_path, kind):
+    """Of CPU time, for the clock of a machine with other work tells nothing."""
+    before = cpu_seconds()
+    manifest = build(job(20_000, 20, kind), str(tmp_path / "a"), workers=2)
     assert manifest["count"] == 20_000
-    assert time.monotonic() - started < 300
+    assert cpu_seconds() - before < 2 * 300
+
+
+def cpu_seconds():
+    """Used by this process and by those that it started and saw end."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 BEAM = "--runner=DirectRunner --direct_running_mode=multi_processing --direct_num_workers=2"

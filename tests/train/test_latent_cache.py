@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import bagel_debug
-from launch import common, encode_latents, import_bagel
+from launch import common, encode_latents, import_bagel, make_data
 from process_gen.core import configs
 from process_gen.core.errors import DataError
 from process_gen.core.trajectory import Step, Trajectory, plan_text
@@ -55,6 +55,25 @@ def folder(imported, tmp_path_factory):
     encode(made, imported)
     latent_cache._RECORDS = before
     return made
+
+
+def test_data_is_made_and_encoded_by_one_command(imported, tmp_path, capsys):
+    root = Path(__file__).parents[2]
+    out = tmp_path / "data"
+    asked = ["x", f"--config={root}/configs/data/strokes.py", f"--out={out}", "--limit=3"]
+
+    def make(checkpoint):
+        arguments = [*asked, f"--encode_latents={checkpoint}"]
+        common.run(make_data.main, make_data.define_flags, "", arguments)
+
+    with pytest.raises(SystemExit) as stopped:
+        make(tmp_path / "nothing")
+    assert stopped.value.code == 2 and not out.exists()  # said before there is work to lose
+    make(imported)
+    assert "/latents: 3 trajectories" in capsys.readouterr().out
+    made = json.loads((out / "latents" / "manifest.json").read_text())
+    encode(out, imported)  # the same latents: nothing to do
+    assert json.loads((out / "latents" / "manifest.json").read_text()) == made
 
 
 def config_of(imported, folder, **data):
