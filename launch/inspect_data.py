@@ -12,10 +12,12 @@
 --packs=N                   packs on the page (4)
 --show=N                    trajectories on the page (12)
 --speed=N                   also build N batches and say how fast that goes
+--steps=N                   also time the training step, in N turns with batches, on this machine:
+                            how many times over the pipeline feeds it
 --strict                    stop at a record that cannot be used, instead of counting it
 --json                      print the numbers as one JSON object as the last line
 
-Needs no accelerator. What is measured of an epoch is kept, so a second look is quick.
+Needs no accelerator but for --steps. What is measured of an epoch is kept: a second look is quick.
 """
 
 from __future__ import annotations
@@ -203,6 +205,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("packs", 4, "packs on the page", 0, flag_values=values)
     flags.DEFINE_integer("show", 12, "trajectories on the page", 0, flag_values=values)
     flags.DEFINE_integer("speed", 0, "batches to time", 0, flag_values=values)
+    flags.DEFINE_integer("steps", 0, "turns of steps to time", 0, flag_values=values)
     flags.DEFINE_boolean("strict", False, "stop at a bad record", flag_values=values)
     flags.DEFINE_boolean("json", False, "print a JSON object", flag_values=values)
 
@@ -233,6 +236,12 @@ def main(values: flags.FlagValues) -> None:
     print("\n".join(lines(found)))
     if speed := found.get("speed"):
         print("speed: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in speed.items()))
+    if values.steps:
+        common.enable_compilation_cache()
+        from process_gen.train.feeding import feeding  # loads JAX
+
+        found["feeding"] = fed = feeding(config, values.steps)
+        print("feeding: " + ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in fed.items()))
     if values.out:
         write_page(values.out, found, config, values.split, values.packs, values.show)
         print(f"page: {values.out}")
