@@ -14,7 +14,7 @@ import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from etils import epath
@@ -50,24 +50,20 @@ class RangeReader:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else _LONGEST_HEADER + 1
             if length > _LONGEST_HEADER:
                 raise ValueError("its header has no sensible length")
-            header = json.loads(stream.read(length), object_pairs_hook=_without_duplicates)
-        if not isinstance(header, dict):
-            raise ValueError("its header is malformed: no JSON object")
-        header.pop("__metadata__", None)
+            try:
+                header = json.loads(stream.read(length), object_pairs_hook=_without_duplicates)
+            except RecursionError as error:
+                raise ValueError(f"its header is malformed: {error}") from error
         self._start = 8 + length
         self._tensors: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
         end = 0
-        try:
-            for key, said in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-                shape = tuple(int(n) for n in said["shape"])
-                first, last = said["data_offsets"]
-                itemsize = dtypes[said["dtype"]].itemsize if said["dtype"] in dtypes else None
-                if first != end or (itemsize and last - first != math.prod(shape) * itemsize):
-                    raise ValueError(f"tensor {key} does not lie where it should")
-                self._tensors[key] = (said["dtype"], shape, first, last)
-                end = last
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"its header is malformed: {error!r}") from error
+        for key, dtype, shape, first, last in _entries(header):
+            itemsize = dtypes[dtype].itemsize if dtype in dtypes else None
+            wrong = itemsize is not None and last - first != math.prod(shape) * itemsize
+            if first != end or last < first or wrong:
+                raise ValueError(f"tensor {key} does not lie where it should")
+            self._tensors[key] = (dtype, shape, first, last)
+            end = last
         if (size := file.stat().length) != self._start + end:
             raise ValueError(f"it has {size} bytes, its header describes {self._start + end}")
 
@@ -89,6 +85,26 @@ class RangeReader:
         if len(data) != last - first:
             raise ValueError(f"{self._file}: {len(data)} of {last - first} bytes of tensor {key}")
         return np.frombuffer(data, self._dtypes[name]).reshape(shape)
+
+
+def _entries(header: Any) -> list[tuple[str, str, tuple[int, ...], int, int]]:
+    """Name, type, shape, first and last offset of each tensor, in the order in which they lie."""
+
+    def whole(values: Any) -> TypeGuard[list[int]]:
+        return isinstance(values, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in values)
+
+    if not isinstance(header, dict):
+        raise ValueError("its header is malformed: no JSON object")
+    found = []
+    for key, said in header.items():
+        if key == "__metadata__":
+            continue
+        said = said if isinstance(said, dict) else {}
+        dtype, shape, span = said.get("dtype"), said.get("shape"), said.get("data_offsets")
+        if not isinstance(dtype, str) or not whole(shape) or not whole(span) or len(span) != 2:
+            raise ValueError(f"its header is malformed: tensor {key!r} is {str(said)[:80]}")
+        found.append((key, dtype, tuple(shape), span[0], span[1]))
+    return sorted(found, key=lambda entry: entry[3:])
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

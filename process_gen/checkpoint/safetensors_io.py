@@ -157,7 +157,7 @@ def _open_sharded(index: epath.Path) -> Reader:
     try:
         weight_map = dict(json.loads(index.read_text())["weight_map"])
         names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index}: no JSON object with a weight_map ({error})") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from process_gen.core.errors import ConfigError
 
 T = TypeVar("T")
+_hints = functools.cache(typing.get_type_hints)  # takes longer than all the rest
 
 
 def build(kind: type[T], mapping: Any, where: str = "") -> T:
@@ -30,7 +32,7 @@ def build(kind: type[T], mapping: Any, where: str = "") -> T:
         return mapping
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where or 'config'} must be a mapping, got {type(mapping).__name__}")
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     names = [f.name for f in dataclasses.fields(typing.cast(Any, kind))]
     values = {}
     for key, value in mapping.items():
@@ -67,7 +69,12 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be a mapping, got {type(value).__name__}")
         return dict(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(
+                f"{where} is too large: a number of {value.bit_length()} bits"
+            ) from error
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ConfigError(f"{where} must be {kind.__name__}, got {value!r}")
     return value

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from process_gen.core.errors import DataError
 from process_gen.core.trajectory import Trajectory, from_json, to_json
 
 MANIFEST = "manifest.json"
+_PLAIN_NAME = re.compile(r"[\w-][\w.-]*")
 DEALT, CONSECUTIVE = 1, 2  # formats, by how records are spread over shards
 
 
@@ -40,6 +42,20 @@ def to_line(trajectory: Trajectory) -> bytes:
         return json.dumps(to_json(trajectory), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise DataError(f"a text is no valid Unicode: {error}") from error
+
+
+def from_line(data: bytes) -> Trajectory:
+    """Reads what `to_line` wrote, or what somebody else did.
+
+    Raises:
+      DataError: no JSON, or no UTF-8.
+      TrajectoryError: see `core.trajectory.from_json`.
+    """
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError) as error:  # of UTF-8 too
+        raise DataError(f"no JSON: {error}") from error
+    return from_json(record)
 
 
 def open_shard(path: Path) -> ArrayRecordWriter:
@@ -122,18 +138,46 @@ def read_manifest(folder: str, strict: bool = True) -> dict[str, Any]:
     """
     path = epath.Path(folder) / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
-        if manifest["format"] not in (DEALT, CONSECUTIVE):
-            raise DataError(
-                f"{path}: folder format {manifest['format']!r}; this code reads {DEALT} and "
-                f"{CONSECUTIVE}"
-            )
-        for shard in manifest["shards"] if strict else ():
-            if wrong := _wrong_size(path.parent / shard["file"], shard["bytes"]):
-                raise DataError(wrong)
-        return manifest
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        manifest = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder} is not a trajectory folder: {error!r}") from error
+    if wrong := _wrong_manifest(manifest):
+        raise DataError(f"{path}: {wrong}")
+    for shard in manifest["shards"] if strict else ():
+        if wrong := _wrong_size(path.parent / shard["file"], shard["bytes"]):
+            raise DataError(wrong)
+    return manifest
+
+
+def _wrong_manifest(manifest: Any) -> str:
+    """What is wrong with a decoded manifest, which a stranger may have written; empty if nothing.
+
+    Files are plain names, so that a folder reads nothing outside of it.
+    """
+
+    def whole(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+    if not isinstance(manifest, dict):
+        return "no JSON object"
+    kind = manifest.get("format")
+    if kind not in (DEALT, CONSECUTIVE) or isinstance(kind, bool):
+        return f"folder format {kind!r}; this code reads {DEALT} and {CONSECUTIVE}"
+    shards = manifest.get("shards")
+    if not whole(manifest.get("count")) or not isinstance(shards, list) or not shards:
+        return "'count' is no whole number, or 'shards' no list of files"
+    for number, shard in enumerate(shards):
+        if not isinstance(shard, dict) or not isinstance(shard.get("sha256"), str):
+            return f"shard {number} has no 'sha256'"
+        name = shard.get("file")
+        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+            return f"shard {number}: {name!r} is no plain file name"
+        if not whole(shard.get("count")) or not whole(shard.get("bytes")):
+            return f"shard {number}: 'count' and 'bytes' must be whole numbers"
+        # A record takes more than a byte; else a few digits here cost any amount of memory.
+        if shard["count"] > shard["bytes"]:
+            return f"shard {number}: {shard['count']} records in {shard['bytes']} bytes"
+    return ""
 
 
 def _wrong_size(file: epath.Path, wanted: int) -> str:
@@ -218,7 +262,7 @@ class TrajectoryFolder:
         if isinstance(shard, str):
             raise DataError(f"{self.folder}, record {index}: {shard}")
         try:
-            return from_json(json.loads(shard[row]))
+            return from_line(shard[row])
         except Exception as error:  # ArrayRecord's native reader raises bare RuntimeError.
             raise DataError(f"{self.folder}, record {index}: {error}") from error
 

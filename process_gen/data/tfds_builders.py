@@ -22,8 +22,8 @@ import tensorflow_datasets as tfds
 
 from process_gen.core.configs import SourceConfig
 from process_gen.core.errors import DataError
-from process_gen.core.trajectory import Trajectory, from_json, to_json
-from process_gen.data.builders import folder_fingerprint, read_manifest
+from process_gen.core.trajectory import Trajectory, to_json
+from process_gen.data.builders import folder_fingerprint, from_line, read_manifest
 from process_gen.data.sources import Source, build_source
 
 
@@ -144,6 +144,6 @@ class Prepared:
     def __getitem__(self, index: int) -> Trajectory:
         """Reads one; a `DataError` where there is none or it is damaged."""
         try:
-            return from_json(json.loads(self._records[index]["trajectory"]))
+            return from_line(self._records[index]["trajectory"])
         except Exception as error:  # ArrayRecord's native reader raises bare RuntimeError.
             raise DataError(f"{self._where}, record {index}: {error}") from error

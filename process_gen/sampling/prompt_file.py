@@ -32,18 +32,31 @@ class PromptFile:
 def read_prompts(path: str | os.PathLike[str]) -> PromptFile:
     """Reads a UTF-8 file of prompts; metadata when its first line that is not blank begins with {.
 
+    Raises:
+      DataError: no such file; or see `parse_prompts`.
+    """
+    try:
+        data = epath.Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read the prompts in {path}: {error.strerror or error}") from error
+    return parse_prompts(data, str(path))
+
+
+def parse_prompts(data: bytes, path: str) -> PromptFile:
+    """The prompts in the bytes of a file; see `read_prompts`.
+
     Words of a plain line lose the blanks around them. Nothing else is changed: what a prompt may
     hold is the painter's business.
 
+    Args:
+      data: UTF-8, with or without a byte-order mark.
+      path: what messages call it.
+
     Raises:
-      DataError: no such file, no prompts in it, or a line that is not what the file began with; the
-        text names the line.
+      DataError: no prompts in it, or a line that is not what the file began with; the text names
+        the line.
     """
-    file = epath.Path(path)
-    try:
-        rows = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise DataError(f"cannot read the prompts in {path}: {error.strerror or error}") from error
+    rows = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if rows[-1] == b"":  # what follows the last line's end is no line
         rows.pop()
     items: list[str | Mapping[str, Any]] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -263,7 +263,7 @@ def check(record: Any, where: str = "requirement") -> Requirement:
     prompt, tag = record.get("prompt"), record.get("tag")
     if not isinstance(prompt, str) or not prompt.strip():
         fail("'prompt' must be a non-empty string")
-    if tag not in TAGS:
+    if not _one_of(tag, TAGS):
         fail(f"'tag' is {tag!r}, not one of {', '.join(TAGS)}")
     include, exclude = record.get("include"), record.get("exclude", [])
     if not isinstance(include, list) or not include or not isinstance(exclude, list):
@@ -271,12 +271,12 @@ def check(record: Any, where: str = "requirement") -> Requirement:
     for field, items in (("include", include), ("exclude", exclude)):
         for i, item in enumerate(items):
             name = f"'{field}'[{i}]"
-            if not isinstance(item, Mapping) or item.get("class") not in SHAPES:
+            if not isinstance(item, Mapping) or not _one_of(item.get("class"), SHAPES):
                 fail(f"{name} must be an object whose 'class' is one of {', '.join(SHAPES)}")
             count = item.get("count", 1)
             if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 9:
                 fail(f"{name}: 'count' must be a whole number from 1 to 9, got {count!r}")
-            if "color" in item and item["color"] not in COLORS:
+            if "color" in item and not _one_of(item["color"], COLORS):
                 fail(f"{name}: 'color' must be one of {', '.join(COLORS)}, got {item['color']!r}")
             if "position" in item:
                 _check_position(item["position"], i, len(items), name, fail)
@@ -287,11 +287,15 @@ def check(record: Any, where: str = "requirement") -> Requirement:
     }
 
 
+def _one_of(value: Any, names: Container[str]) -> bool:
+    return isinstance(value, str) and value in names
+
+
 def _check_position(position: Any, own: int, total: int, name: str, fail: Any) -> None:
     good = (
         isinstance(position, list)
         and len(position) == 2
-        and position[0] in RELATIONS
+        and _one_of(position[0], RELATIONS)
         and isinstance(position[1], int)
         and 0 <= position[1] < total
         and position[1] != own
@@ -315,6 +319,6 @@ def read_lines(lines: Iterable[str], name: str) -> Iterator[Requirement]:
         where = f"{name}, line {number}"
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # of numbers with thousands of digits, too
             raise DataError(f"{where}: not valid JSON ({error})") from error
         yield check(record, where)
