@@ -39,7 +39,7 @@ from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.interrupts import finish_on_interrupt
 from process_gen.train.progress import duration
 
-LOG, DONE = "log.txt", "done.json"
+LOG, DONE, SPENT = "log.txt", "done.json", "spent.json"
 _ROOT = Path(__file__).parent.parent
 _POLL = 0.1  # seconds between looks at the running trials
 _GRACE = 120.0  # seconds that a trial has to save and stop after an interrupt
@@ -53,7 +53,8 @@ class Running:
       trial: which one.
       commands: those still to come.
       process: the command that runs.
-      started: wall time of the start.
+      started: clock at the start.
+      cpu: CPU seconds of its commands that ended.
       lock: held by this process and by the command, so that a command which outlives a killed
         runner keeps the next one from starting the trial beside it.
     """
@@ -63,6 +64,16 @@ class Running:
     process: subprocess.Popen
     started: float
     lock: IO[str]
+    cpu: float = 0.0
+
+    def ended(self) -> bool:
+        """Whether the command that runs is over; takes its CPU time down."""
+        if self.process.returncode is None:
+            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            if pid:
+                self.process.returncode = os.waitstatus_to_exitcode(status)
+                self.cpu += usage.ru_utime + usage.ru_stime
+        return self.process.returncode is not None
 
 
 class Ledger:
@@ -106,19 +117,32 @@ class Ledger:
             )
         return result
 
-    def finish(self, trial: Trial, seconds: float, command: str) -> dict[str, Any]:
+    def spend(self, trial: Trial, seconds: float, cpu: float) -> dict[str, float]:
+        """Adds to the time that a trial has taken, over all its starts; returns the sums."""
+        path = self.folder(trial) / SPENT
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError):
+            before = {}
+        now = {"seconds": seconds, "cpu_seconds": cpu}
+        sums = {key: round(value + before.get(key, 0.0), 1) for key, value in now.items()}
+        _write(path, json.dumps(sums) + "\n")
+        return sums
+
+    def finish(self, trial: Trial, spent: Mapping[str, float], command: str) -> dict[str, Any]:
         """Writes down a trial whose commands all succeeded.
+
+        Args:
+          trial: which one.
+          spent: of `spend`.
+          command: that runs it again.
 
         Raises:
           DataError: its scores are missing or no JSON.
         """
         folder = self.folder(trial)
-        scores = None
-        if trial.scores:
-            try:
-                scores = json.loads((folder / trial.scores).read_text())
-            except (OSError, ValueError) as error:
-                raise DataError(f"{trial.scores} cannot be read: {error}") from error
+        scores = _json(folder / trial.scores) if trial.scores else None
+        also = {name: _json(folder / name) for name in trial.also}
         log = (folder / LOG).read_bytes()
         result = {
             "trial": trial.name,
@@ -127,16 +151,25 @@ class Ledger:
             "command": command,
             "commands": [" ".join(("python", "-m", *words)) for words in trial.commands],
             "commit": git_hash(),
-            "seconds": round(seconds, 1),
+            **spent,
             "log_sha256": hashlib.sha256(log).hexdigest(),
             "scores": scores,
+            **({"also": also} if also else {}),
         }
         text = json.dumps(result, indent=1) + "\n"
         _write(folder / DONE, text)
+        (folder / SPENT).unlink(missing_ok=True)
         if self.record is not None:
             self.record.mkdir(parents=True, exist_ok=True)
             _write(self.record / f"{trial.name}.json", text)
         return result
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.name} cannot be read: {error}") from error
 
 
 def _write(path: Path, text: str) -> None:
@@ -208,7 +241,7 @@ def run_trials(
                         waiting.remove(trial)
                         running.append(_start(trial, ledger, lock))
                 for one in list(running):
-                    if one.process.poll() is None:
+                    if not one.ended():
                         continue
                     if one.process.returncode == 0 and one.commands:
                         one.process = _launch(
@@ -224,23 +257,26 @@ def run_trials(
                 time.sleep(_POLL)
         finally:
             _stop(running)
+            for one in running:
+                ledger.spend(one.trial, time.time() - one.started, one.cpu)
     return failed, bool(waiting or running)
 
 
 def _close(one: Running, ledger: Ledger, sweep: str) -> str:
     """Writes down a trial that ended; returns the reason when it failed."""
-    name, seconds = one.trial.name, time.time() - one.started
+    name = one.trial.name
+    spent = ledger.spend(one.trial, time.time() - one.started, one.cpu)
     reason = ""
     if one.process.returncode:
         reason = f"exit status {one.process.returncode}"
     else:
         try:
             command = f"python -m launch.sweep {sweep} --only={name}"
-            ledger.finish(one.trial, seconds, command)
+            ledger.finish(one.trial, spent, command)
         except DataError as error:
             reason = str(error)
     where = f"; see {ledger.folder(one.trial) / LOG}"
-    said = f"FAILED, {reason}{where}" if reason else f"done in {duration(seconds)}"
+    said = f"FAILED, {reason}{where}" if reason else f"done in {duration(spent['seconds'])}"
     print(f"{name}: {said}", flush=True)
     return reason
 
@@ -285,11 +321,10 @@ def _stop(running: Sequence[Running]) -> None:
         one.process.send_signal(signal.SIGINT)
     deadline = time.monotonic() + _GRACE
     for one in running:
-        try:
-            one.process.wait(max(deadline - time.monotonic(), 0.1))
-        except subprocess.TimeoutExpired:
-            one.process.kill()
-            one.process.wait()
+        while not one.ended():
+            if time.monotonic() > deadline:
+                one.process.kill()
+            time.sleep(_POLL)
 
 
 def table(ordered: Sequence[Trial], ledger: Ledger, failed: Mapping[str, str]) -> str:

@@ -31,7 +31,7 @@ from process_gen.data import pipeline
 from process_gen.models import functional
 from process_gen.sharding import rules
 from process_gen.sharding.mesh import make_mesh
-from process_gen.train import latents, loop, optimizer, start, step
+from process_gen.train import flop_budget, latents, loop, optimizer, start, step
 from process_gen.train.state import TrainState
 
 
@@ -47,6 +47,7 @@ def main(values: flags.FlagValues) -> None:
     workdir = common.required(values, "workdir")
     config = start.adopt(common.read_config(values), workdir)
     manager.check_workdir(workdir, config)
+    config, budget = flop_budget.settle(config, lambda: pipeline.train_dataset(config))
     common.enable_compilation_cache()
     mesh = make_mesh(config.mesh)
     fns = functional.build(config.model)
@@ -62,6 +63,9 @@ def main(values: flags.FlagValues) -> None:
                 where += f" of {jax.process_count()} processes"
             print(f"workdir {workdir}, code {git_hash()}, {where}")
             print(overview(state.params, fns.logical_axes))
+            if budget is not None:
+                flop_budget.write(workdir, budget)
+                print(f"{budget.flops_per_step:.3g} FLOPs a step, {budget.flops:.3g} in all")
             print(f"from step {int(state.step)} of {int(state.total_steps)}", flush=True)
 
     loop.fit(

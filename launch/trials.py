@@ -46,6 +46,7 @@ class Trial:
       needs: trials that must have succeeded before.
       scores: a JSON file in the trial's folder that becomes its result; empty for a trial that only
         makes something for others.
+      also: other JSON files of the trial's folder that are kept with it.
       about: what is varied, in a few words, for the table.
     """
 
@@ -53,6 +54,7 @@ class Trial:
     commands: tuple[tuple[str, ...], ...]
     needs: tuple[str, ...] = ()
     scores: str = ""
+    also: tuple[str, ...] = ()
     about: str = ""
 
     def words(self, workdir: Path) -> list[list[str]]:
@@ -63,7 +65,7 @@ class Trial:
 
     def digest(self) -> str:
         """Hash of what is run; `about` does not count."""
-        text = json.dumps([self.name, self.commands, self.needs, self.scores])
+        text = json.dumps([self.name, self.commands, self.needs, self.scores, self.also])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -137,6 +137,8 @@ class TrainConfig:
       steps: optimiser steps.
       minutes: if positive, the first steps are timed and `steps` is set so that training takes
         about this long; the schedule then follows the new number.
+      flops: if positive, `steps` is set so that training costs about so many operations, as
+        `models.flops` counts them; for comparing runs at equal compute.
       seed: of the initial weights, noise and t.
       log_every, eval_every, save_every: in steps; 0 never.
       keep: newest checkpoints kept, besides the best.
@@ -149,6 +151,7 @@ class TrainConfig:
 
     steps: int = 1000
     minutes: float = 0.0
+    flops: float = 0.0
     seed: int = 0
     log_every: int = 20
     eval_every: int = 200
@@ -164,6 +167,10 @@ class TrainConfig:
         check(
             self.eval_every >= 0 and self.save_every >= 0 and self.minutes >= 0,
             "train.eval_every, train.save_every and train.minutes must be >= 0",
+        )
+        check(
+            self.flops >= 0 and not (self.flops and self.minutes),
+            "train.flops must be >= 0, and is no budget beside train.minutes: set one of them to 0",
         )
 
 

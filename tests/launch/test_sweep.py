@@ -98,6 +98,22 @@ def test_scores_that_were_promised_must_be_there(tmp_path):
     assert ledger.result(trial) is None
 
 
+def test_other_files_and_the_time_of_all_starts_are_kept(tmp_path):
+    trial = Trial("a", (("json.tool", "--help"), (_STUB, "{here}", "0.5")), also=("scores.json",))
+    ledger = sweep.Ledger(tmp_path, None)
+    ledger.folder(trial).mkdir()
+    ledger.spend(trial, 1000.0, 500.0)  # as an interrupted start leaves it
+    _run([trial], tmp_path)
+    result = ledger.result(trial)
+    assert result is not None and result["scores"] is None
+    assert result["also"]["scores.json"]["overall"]["exact"] == 0.5
+    assert result["seconds"] > 1000.0 and 500.0 < result["cpu_seconds"] < 1000.0
+    assert not (ledger.folder(trial) / sweep.SPENT).exists()  # a repetition starts at 0
+    missing = Trial("b", (("json.tool", "--help"),), also=("none.json",))
+    _, failed, _ = _run([missing], tmp_path)
+    assert "none.json cannot be read" in failed["b"]
+
+
 def test_a_recorded_trial_runs_again_only_for_its_files(tmp_path):
     record = tmp_path / "record"
     base, top = _stub("base"), _stub("top", needs=("base",))

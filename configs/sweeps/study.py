@@ -1,0 +1,163 @@
+"""The study: does painting in steps pay, and what does each kind of supervision bring?
+
+    python -m launch.sweep --sweep=configs/sweeps/study.py --workdir=runs/study --record=docs/study
+
+Arms are those of configs/strokes_study.py, trained with equal FLOPs. The order is that of their
+worth; an arm with a result in docs/study is skipped, and an interrupted one goes on.
+"""
+
+from __future__ import annotations
+
+from configs.strokes_study import FULL
+from launch.trials import Trial
+
+CONFIG = "configs/strokes_study.py"
+PROBES = 40  # a tag, faulty ones; twice as many right ones
+OWN = "configs/data/strokes_own_sketches.py"
+
+
+def _train(arm: str, seed: int = 0, *more: str) -> tuple[str, ...]:
+    return (
+        "launch.train",
+        f"--config={CONFIG}:{arm}",
+        "--workdir={here}/run",
+        f"--config.train.seed={seed}",
+        f"--config.data.seed={seed}",
+        *more,
+    )
+
+
+def _evaluate(suite: str, out: str, *more: str, checkpoint: str = "{here}/run") -> tuple[str, ...]:
+    where = (f"--checkpoint={checkpoint}", f"--suite={suite}", f"--out={{here}}/{out}")
+    return ("launch.evaluate", *where, "--overwrite", "--set=batch=32", *more)
+
+
+def painter(
+    name: str,
+    arm: str,
+    about: str,
+    *more: str,
+    seed: int = 0,
+    needs: tuple[str, ...] = (),
+    both_modes: bool = False,
+) -> Trial:
+    """Trains an arm that paints in steps, and scores its paintings and its inspections."""
+    commands = [
+        _train(arm, seed, *more),
+        _evaluate("strokes", "process"),
+        _evaluate("inspection", "inspection", f"--num_per_tag={PROBES}"),
+    ]
+    also = ["inspection/scores.json", "run/flops.json"]
+    if both_modes:
+        commands.append(_evaluate("strokes", "one_shot", "--one_shot"))
+        also.append("one_shot/scores.json")
+    scores = "process/scores.json"
+    return Trial(name, tuple(commands), needs, scores, tuple(also), about)
+
+
+def control(name: str, about: str, *more: str, seed: int = 0) -> Trial:
+    """Trains the one-shot control, and scores it at the recipe's guidance."""
+    commands = (
+        _train("one_shot", seed, *more),
+        _evaluate("strokes", "one_shot", "--one_shot"),
+    )
+    return Trial(name, commands, (), "one_shot/scores.json", ("run/flops.json",), about)
+
+
+def resampled(name: str, of: str, about: str, *more: str, suite: str = "strokes") -> Trial:
+    """Scores a trained arm with other settings of the sampler."""
+    command = _evaluate(suite, "eval", *more, checkpoint=f"{{{of}}}/run")
+    return Trial(name, (command,), (of,), "eval/scores.json", (), about)
+
+
+def get_sweep() -> list[Trial]:
+    """All arms, the most valuable first."""
+    full = (f"--config.train.flops={FULL}", "--config.optimizer.ema_decay=0.997")
+    trials = [
+        painter("process_s0", "process", "everything"),
+        control("one_shot_s0", "one-shot, guidance 3"),
+    ]
+    trials += [
+        resampled(
+            f"one_shot_s0_guidance_{scale}",
+            "one_shot_s0",
+            f"one-shot, guidance {scale}",
+            "--one_shot",
+            f"--set=one_shot_guidance={scale}",
+        )
+        for scale in (1, 2, 5)
+    ]
+    trials += [
+        painter("multi_turn_s0", "multi_turn", "no critiques"),
+        painter("conflict_s0", "conflict", "conflicts only"),
+        painter("alignment_s0", "alignment", "misalignments only"),
+        painter("process_s1", "process", "everything, seed 1", seed=1),
+        control("one_shot_s1", "one-shot, guidance 3, seed 1", seed=1),
+    ]
+    trials += [
+        resampled(
+            f"process_s0_denoise_{steps}",
+            "process_s0",
+            f"{steps} denoising steps a picture",
+            f"--set=denoise_steps={steps}",
+        )
+        for steps in (4, 8, 16, 32)
+    ]
+    trials += [
+        resampled(
+            f"process_s0_guidance_{scale}",
+            "process_s0",
+            f"in steps, guidance {scale}",
+            f"--set=guidance={scale}",
+        )
+        for scale in (1, 2, 3)
+    ]
+    trials += [
+        painter("joint_s0", "joint", "with one-shot pictures", both_modes=True),
+        painter("add_only_s0", "add_only", "objects are only added"),
+        painter("verdict_s0", "verdict", "bare verdicts"),
+        painter("no_plans_s0", "no_plans", "no text-only planning"),
+        painter("supervise_rejected_s0", "supervise_rejected", "faulty sketches are targets"),
+        painter("rejected_keep_s0", "rejected_keep", "latents seen, rejected kept"),
+        painter("rejected_vit_only_s0", "rejected_vit_only", "latents of rejected hidden"),
+        painter("rejected_drop_s0", "rejected_drop", "rejected hidden"),
+        painter("copies_1_s0", "copies_1", "noised once"),
+        painter("copies_4_s0", "copies_4", "noised four times"),
+    ]
+    # Half of the budget, then the other half with critiques of either kind.
+    half = ("--config.train.flops=1e13",)
+    start = (*half, "--config.train.init_from={half_s0}/run", "--config.optimizer.ema_warmup=False")
+    trials += [
+        Trial("half_s0", (_train("process", 0, *half),), about="half of the budget"),
+        Trial(
+            "own_s0",
+            (("launch.make_data", f"--config={OWN}:{{half_s0}}/run", "--out={here}/data"),),
+            needs=("half_s0",),
+            about="its own sketches, judged",
+        ),
+        painter(
+            "critique_rendered_s0",
+            "process",
+            "second half: rendered critiques",
+            *start,
+            seed=1,
+            needs=("half_s0",),
+        ),
+        painter(
+            "critique_self_s0",
+            "self_critique,own={own_s0}/data",
+            "second half: self-sampled critiques",
+            *start,
+            seed=1,
+            needs=("half_s0", "own_s0"),
+        ),
+    ]
+    trials += [
+        trial
+        for seed in (0, 1)
+        for trial in (
+            painter(f"process_full_s{seed}", "process", "full budget", *full, seed=seed),
+            control(f"one_shot_full_s{seed}", "one-shot, full budget", *full, seed=seed),
+        )
+    ]
+    return trials
