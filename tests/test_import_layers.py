@@ -12,7 +12,7 @@ The layers, lowest first; a package may import lower layers only, never one besi
     the modules of process_gen itself (the Python API)
     launch
 
-`configs` reads core and nothing else.
+`configs` reads core and nothing else, but for `configs.sweeps`, which lists commands of `launch`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ LAYERS = (
 )
 LEVELS = {f"process_gen.{name}": level for level, names in enumerate(LAYERS) for name in names}
 LEVELS |= {"configs": 1, "process_gen": len(LAYERS), "launch": len(LAYERS) + 1}
+LEVELS |= {"configs.sweeps": len(LAYERS) + 2}
 
 # What a data worker or a tool without an accelerator loads. A trailing dot means a whole package.
 JAX_FREE = (
