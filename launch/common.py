@@ -19,6 +19,11 @@ from process_gen.core.interrupts import Preempted, preempted_on_sigterm
 
 # Exit status after SIGTERM, EX_TEMPFAIL of sysexits.h: the same command, started again, goes on.
 PREEMPTED = 75
+_LOST = (
+    "Where the error above speaks of a connection or of the exchange between devices, another "
+    "process of this run has ended: see what that one said. Started again, the run goes on from "
+    "its last checkpoint."
+)
 
 
 def run(
@@ -64,7 +69,7 @@ def run(
     except Exception:
         if not _others():
             raise
-        _fail(traceback.format_exc().rstrip(), 1)
+        _fail(f"{traceback.format_exc().rstrip()}\n{_LOST}", 1)
 
 
 def _others() -> bool:

@@ -5,6 +5,7 @@
 --config=FILE[:ARG]         a file with get_config(ARG), see configs/
 --config.SECTION.KEY=VALUE  overrides a setting, for example --config.train.minutes=60
 --workdir=DIR               where checkpoints, metrics.jsonl, config.json and TensorBoard files go
+--restore=latest|best|STEP  the checkpoint to go on from; later ones are set aside
 
 The sections are model, data, loss, optimizer, train, mesh and sampler; process_gen/core/configs.py
 describes every key. With a checkpoint of the same config in DIR the run goes on from it; with one
@@ -27,6 +28,7 @@ from clu import parameter_overview
 from launch import common, distributed
 from process_gen.checkpoint import manager
 from process_gen.core.configs import Config
+from process_gen.core.errors import ConfigError
 from process_gen.data import pipeline
 from process_gen.models import functional
 from process_gen.sharding import rules
@@ -40,11 +42,13 @@ def define_flags(values: flags.FlagValues) -> None:
     common.define_config(values)
     distributed.define_flags(values)
     flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
+    flags.DEFINE_string("restore", "latest", "checkpoint to go on from", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Wires data, model and loop together."""
     workdir = common.required(values, "workdir")
+    restore = which(values.restore)
     config = start.adopt(common.read_config(values), workdir)
     manager.check_workdir(workdir, config)
     config, budget = flop_budget.settle(config, lambda: pipeline.train_dataset(config))
@@ -82,7 +86,21 @@ def main(values: flags.FlagValues) -> None:
         check_batch=lambda batch: step.check_batch(batch, config),
         prepare=prepare,
         on_start=on_start,
+        restore=restore,
     )
+
+
+def which(text: str) -> manager.Restore:
+    """What `--restore` names.
+
+    Raises:
+      ConfigError: it is none of "latest", "best" and a number.
+    """
+    if text == "latest" or text == "best":
+        return text
+    if not text.isdecimal():
+        raise ConfigError(f"--restore={text!r} is none of latest, best and the number of a step")
+    return int(text)
 
 
 def hooks(config: Config) -> dict[str, loop.Hook]:

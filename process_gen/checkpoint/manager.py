@@ -9,6 +9,7 @@ A working directory holds `config.json` (the resolved settings, for people) and
     data       state of the data iterator, JSON
     meta       settings, versions, step, validation metrics, hashes of packing plan and tokenizer,
                JSON
+    hashes.json  sizes and SHA-256 sums of all files (`integrity`)
 
 Parts are separate so that a reader takes the weights and leaves the rest. Orbax (its v1 interface)
 writes them in the background and makes a step visible only when it is whole.
@@ -20,20 +21,38 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
-import math
+import logging
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from process_gen.checkpoint import adapters
+from process_gen.checkpoint import adapters, integrity
+from process_gen.checkpoint.integrity import DamagedError
+from process_gen.checkpoint.stored import (
+    FORMAT_VERSION,
+    Restore,
+    absolute,
+    check_shapes,
+    load,
+    metric,
+    migrate,
+    newest_meta,
+    open_context,
+    problem,
+    read_config,
+    read_meta,
+    root_cause,
+    score,
+    step_path,
+    steps_in,
+    stored_shapes,
+)
 from process_gen.core import configs, trees
-from process_gen.core.errors import CheckpointError, ConfigError
-
-FORMAT_VERSION = 1
+from process_gen.core.errors import CheckpointError
 
 # Settings that a run may change when it goes on; all others decide what its numbers mean.
 _FREE = (
@@ -42,8 +61,10 @@ _FREE = (
     *("loss.vocab_chunk", "optimizer.accumulate", "optimizer.ema_memory"),
 )
 _FIXED = ("train.seed",)
-_WHOLE = "commit_success.txt"  # what orbax writes last
+_PARTIAL = ".orbax-checkpoint-tmp"  # what a folder that is being written is called
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "process_gen")
+
+_log = logging.getLogger("process_gen")
 
 
 class CheckpointManager:
@@ -65,15 +86,26 @@ class CheckpointManager:
         name = config.train.best_metric
         policies = ocp.training.preservation_policies
         best = policies.BestN(
-            get_metric_fn=lambda metrics: score(name, _metric(metrics, name)),
+            get_metric_fn=lambda metrics: score(name, metric(metrics, name)),
             n=1,
             keep_checkpoints_without_metrics=False,
         )
+        wanted: list[Any] = [policies.LatestN(config.train.keep), best]
+        if config.train.keep_every:
+            wanted.append(policies.EveryNSteps(config.train.keep_every))
         # Any: orbax annotates its own policies with another class than the checkpointer asks for.
-        kept: Any = policies.AnyPreservationPolicy([policies.LatestN(config.train.keep), best])
+        kept: Any = policies.AnyPreservationPolicy(wanted)
         self._checkpointer = ocp.training.Checkpointer(
-            self.directory, context=open_context(), preservation_policy=kept
+            self.directory,
+            # A function of its own: orbax copies what it is given, and with a method its object.
+            context=open_context(lambda: self._before_commit()),
+            preservation_policy=kept,
+            cleanup_tmp_directories=True,
         )
+        self._restored_as: Restore = "latest"
+        self._writing: int | None = None
+        self._failure: str | None = None  # of the newest save
+        self._failed = 0
         if jax.process_index() == 0:
             text = json.dumps(configs.to_mapping(config), indent=2) + "\n"
             (self.workdir / "config.json").write_text(text)
@@ -81,8 +113,13 @@ class CheckpointManager:
     def __enter__(self) -> CheckpointManager:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        try:
+            self.close()
+        except CheckpointError as own:
+            if error is None:
+                raise
+            _log.warning("%s", own)
 
     @property
     def latest_step(self) -> int | None:
@@ -94,9 +131,13 @@ class CheckpointManager:
     def best_value(self) -> float | None:
         """The best value of `train.best_metric` among the kept checkpoints."""
         name = self._config.train.best_metric
-        found = [_metric(c.metrics, name) for c in self._checkpointer.checkpoints]
+        found = [metric(c.metrics, name) for c in self._checkpointer.checkpoints]
         values = [value for value in found if value is not None]
         return max(values, key=lambda v: score(name, v), default=None)
+
+    def counters(self) -> dict[str, float]:
+        """For the log: saves that failed since this process began; empty while there are none."""
+        return {"failed_saves": float(self._failed)} if self._failed else {}
 
     def save(
         self,
@@ -108,6 +149,9 @@ class CheckpointManager:
     ) -> None:
         """Starts writing a checkpoint and returns when the arrays may be changed again.
 
+        A save that fails, such as for a full disk, is reported, counted, and leaves the older
+        checkpoints alone; only `close` makes an error of it, if no later one went well.
+
         Args:
           step: updates made so far; a step that is there already is left as it is.
           trees: `params`, `optimizer` and perhaps `ema`, trees of arrays; None is left out.
@@ -115,6 +159,7 @@ class CheckpointManager:
           meta: further JSON facts; settings, versions and step are added.
           metrics: of the validation at this very step, if there was one.
         """
+        self.wait()
         if step == self.latest_step:
             return
         facts = {
@@ -126,41 +171,118 @@ class CheckpointManager:
             "tokenizer": data.get("tokenizer"),
             "best_metric": self._config.train.best_metric,
             "metrics": metrics,
+            "restore": self._restored_as,
             **meta,
         }
         parts = {name: tree for name, tree in trees.items() if tree is not None}
-        self._checkpointer.save_checkpointables_async(
-            step,
-            {**parts, "data": dict(data), "meta": facts},
-            force=True,
-            metrics=None if metrics is None else dict(metrics),
-        )
+        self._writing = step
+        try:
+            self._checkpointer.save_checkpointables_async(
+                step,
+                {**parts, "data": dict(data), "meta": facts},
+                force=True,
+                metrics=None if metrics is None else dict(metrics),
+            )
+        except Exception as error:  # whatever a storage library raises
+            self._report(error)
 
     def restore(
-        self, abstract: Mapping[str, Any], step: int | None = None
+        self, abstract: Mapping[str, Any], which: Restore = "latest"
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Reads a checkpoint back into the given shardings.
 
+        Its files are compared with their sums, its arrays with the shapes and types wanted. A
+        newest one that is damaged is set aside (`integrity.set_aside`) for the one before it. When
+        another than the newest is asked for, the newer ones are set aside; the checkpoints that
+        the run writes from there on remember it, so that the same question, asked again by a
+        restarted command, means the newest of those.
+
         Args:
           abstract: like `save`'s trees, of `jax.ShapeDtypeStruct`s with shardings.
-          step: which one; the newest by default.
+          which: "latest", "best" by `train.best_metric`, or a step.
 
         Returns:
-          `(trees, data, meta)`.
+          `(trees, data, meta)`; `meta` is as this version would have written it.
 
         Raises:
-          CheckpointError: there is none, or it is damaged.
+          CheckpointError: there is none, the one asked for is damaged, or all are.
         """
-        self._checkpointer.wait()
-        path = _step_path(self.directory, "latest" if step is None else step)
+        self.wait()
         wanted = {name: tree for name, tree in abstract.items() if tree is not None}
-        loaded = _load(path, {"data": None, "meta": None, **wanted})
-        data, meta = loaded.pop("data"), loaded.pop("meta")
-        return loaded, data, meta
+        there = steps_in(self.directory)
+        if which != "latest" and there:
+            newest = newest_meta(self.directory)
+            if newest is None or newest.get("restore") != which:
+                there = [int(step_path(self.directory, which).name)]
+            self._restored_as = which
+        problems: list[tuple[int, str]] = []
+        for step in reversed(there):
+            path = self.directory / str(step)
+            wrong = integrity.agreed(problem(path, wanted))
+            if wrong is None:
+                self._forget([s for s in steps_in(self.directory) if s > step], dict(problems))
+                loaded = load(path, {"data": None, "meta": None, **wanted})
+                data, meta = loaded.pop("data"), migrate(loaded.pop("meta"), path)
+                return loaded, data, meta
+            problems.append((step, wrong))
+        if not problems:
+            step_path(self.directory, "latest")  # says that there is none
+        others = f"; the older ones are no better: {problems[1:]}" if problems[1:] else ""
+        raise DamagedError(f"{problems[0][1]}{others}")
+
+    def _forget(self, newer: Sequence[int], problems: Mapping[int, str]) -> None:
+        """Sets checkpoints aside: damaged ones, and those after the one that was asked for."""
+        if not newer:
+            return
+        for step in newer:
+            if jax.process_index() == 0:
+                why = problems.get(step, f"the run goes on from an older one than {step}")
+                place = integrity.set_aside(self.directory / str(step), self.workdir)
+                _log.warning("%s; it was set aside as %s", why, place)
+        integrity.agreed(None)  # the others wait until it is done
+        self._checkpointer.reload()
+
+    def wait(self) -> None:
+        """Waits until the last save is over; one that failed is reported."""
+        try:
+            self._checkpointer.wait()
+        except Exception as error:  # whatever a storage library raises
+            self._report(error)
+        else:
+            if self._writing is not None:
+                self._writing, self._failure = None, None
+
+    def _before_commit(self) -> None:
+        """Called by the first process's writing thread when all files are there."""
+        partial = self.directory / f"{self._writing}{_PARTIAL}"
+        integrity.record(partial if partial.exists() else self.directory / str(self._writing))
+
+    def _report(self, error: Exception) -> None:
+        step, self._writing = self._writing, None
+        self._failed += 1
+        self._failure = f"the checkpoint of step {step} could not be written ({root_cause(error)})"
+        partial = self.directory / f"{step}{_PARTIAL}"
+        if jax.process_index() == 0 and partial.exists():
+            partial.rmtree(missing_ok=True)
+        self._checkpointer.reload()
+        _log.warning(
+            "%s; the run goes on, its newest checkpoint is %s", self._failure, self.latest_step
+        )
 
     def close(self) -> None:
-        """Waits until everything is written."""
+        """Waits until everything is written.
+
+        Raises:
+          CheckpointError: the last save failed.
+        """
+        self.wait()
+        newest = self.latest_step
         self._checkpointer.close()
+        if self._failure:
+            raise CheckpointError(
+                f"{self._failure}; the newest is of step {newest}. Make room, then start the same "
+                "command again to go on from there"
+            )
 
 
 def check_workdir(workdir: epath.PathLike, config: configs.Config) -> None:
@@ -174,8 +296,12 @@ def check_workdir(workdir: epath.PathLike, config: configs.Config) -> None:
     """
     if not steps(workdir):
         return
-    path = _step_path(absolute(workdir) / "checkpoints", "latest")
-    saved = _flatten(json.loads(json.dumps(configs.to_mapping(_config(_meta(path), path)))))
+    directory = absolute(workdir) / "checkpoints"
+    meta = newest_meta(directory)
+    if meta is None:
+        return  # reading one will say what is wrong with all of them
+    path = directory / str(meta["step"])
+    saved = _flatten(json.loads(json.dumps(configs.to_mapping(read_config(meta, path)))))
     wanted = _flatten(json.loads(json.dumps(configs.to_mapping(config))))
     different = [
         f"{key} is {saved.get(key)!r} there and {wanted.get(key)!r} here"
@@ -215,6 +341,7 @@ def load_for_sampling(
         settings cannot be read.
     """
     chosen, weights, config, meta = find(path, weights, step)
+    integrity.check(chosen, ("params", weights, "meta"), integrity.own_share())
     stored = stored_weights(chosen, weights)
     if like is None:
         first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -222,7 +349,7 @@ def load_for_sampling(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=first),
             adapters.without(stored),
         )
-    _check_shapes(adapters.without(stored), like, chosen)
+    check_shapes(adapters.without(stored), like, chosen)
     params = _load_weights(chosen, weights, adapters.beside(stored, like))
     if config.model.lora.rank:
         shardings = jax.tree.map(lambda s: s.sharding, like)
@@ -248,11 +375,11 @@ def find(
     if (root / "meta").exists():
         chosen = root
     elif (root / "checkpoints").exists():
-        chosen = _step_path(root / "checkpoints", step)
+        chosen = step_path(root / "checkpoints", step)
     else:
-        chosen = _step_path(root, step)
-    meta = _meta(chosen)
-    config = _config(meta, chosen)
+        chosen = step_path(root, step)
+    meta = read_meta(chosen)
+    config = read_config(meta, chosen)
     if weights == "ema" and not (chosen / "ema").exists():
         weights = "params"
     return chosen, weights, config, meta
@@ -260,19 +387,7 @@ def find(
 
 def steps(workdir: epath.PathLike) -> list[int]:
     """Steps of a run's finished checkpoints, rising; the same on every process of a run."""
-    return _steps(absolute(workdir) / "checkpoints")
-
-
-def absolute(path: epath.PathLike) -> epath.Path:
-    """The path as Orbax wants it; a remote one, such as gs://, is absolute already."""
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).resolve()
-
-
-def score(name: str, value: float | None) -> float:
-    """Ranks values of a metric, larger is better: "...exact" rises, everything else falls."""
-    if value is None or math.isnan(value):
-        return -math.inf
-    return value if name.endswith("exact") else -value
+    return steps_in(absolute(workdir) / "checkpoints")
 
 
 def versions() -> dict[str, str]:
@@ -286,67 +401,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _metric(metrics: Any, name: str) -> float | None:
-    return (metrics or {}).get(name)
-
-
-def open_context() -> ocp.Context:
-    """How orbax reads and writes the parts of a checkpoint; used in a `with` block."""
-    registry = ocp.handlers.local_registry()
-    for name in ("data", "meta"):  # plain JSON files, readable without orbax
-        registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
-    context = ocp.Context()
-    context.checkpointables.registry = registry
-    return context
-
-
-def _steps(directory: epath.Path) -> list[int]:
-    """Steps under a `checkpoints` folder, rising; unfinished ones have other names, or no mark."""
-    if not directory.exists():
-        return []
-    found = [path for path in directory.iterdir() if path.name.isdigit()]
-    if "://" in str(directory):  # folders of a bucket cannot be renamed when they are whole
-        found = [path for path in found if (path / _WHOLE).exists()]
-    return sorted(int(path.name) for path in found)
-
-
-def _step_path(directory: epath.Path, step: int | str) -> epath.Path:
-    steps = _steps(directory)
-    if not steps:
-        raise CheckpointError(f"no checkpoint in {directory}; is this a run's working directory?")
-    if step == "latest":
-        return directory / str(steps[-1])
-    if step == "best":
-        metas = {s: _meta(directory / str(s)) for s in steps}
-
-        def rank(s: int) -> float:
-            name = metas[s]["best_metric"]
-            return score(name, _metric(metas[s]["metrics"], name))
-
-        best = max(steps, key=rank)
-        if rank(best) == -math.inf:
-            raise CheckpointError(f"no checkpoint in {directory} was validated: there is no best")
-        return directory / str(best)
-    if step not in steps:
-        raise CheckpointError(f"no checkpoint of step {step} in {directory}; there are {steps}")
-    return directory / str(step)
-
-
-def _load(path: epath.Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    with _guard(path), open_context():
-        return ocp.load_checkpointables(path, dict(abstract))
-
-
-def _meta(path: epath.Path) -> dict[str, Any]:
-    meta = _load(path, {"meta": None})["meta"]
-    if meta.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"checkpoint {path} has format {meta.get('format_version')!r}, "
-            f"this version reads {FORMAT_VERSION}"
-        )
-    return meta
-
-
 def _load_weights(path: epath.Path, weights: str, like: Any) -> Any:
     """Reads `like`; what has no average of its own, because it is not trained, from the weights."""
     own = stored_shapes(path, weights)
@@ -355,68 +409,13 @@ def _load_weights(path: epath.Path, weights: str, like: Any) -> Any:
         rest = trees.overlay(like, jax.tree.map(lambda _: ocp.PLACEHOLDER, own))
         if any(leaf is not ocp.PLACEHOLDER for leaf in jax.tree.leaves(rest)):
             wanted["params"] = rest
-    loaded = _load(path, wanted)
+    loaded = load(path, wanted)
     return trees.overlay(loaded.get("params", loaded[weights]), loaded[weights])
 
 
 def stored_weights(path: epath.Path, weights: str) -> dict[str, Any]:
     """Like `stored_shapes`, of all weights: averages where they are kept, else plain ones."""
     return trees.overlay(stored_shapes(path, "params"), stored_shapes(path, weights))
-
-
-def stored_shapes(path: epath.Path, part: str) -> Any:
-    """Tree of a part's arrays, each with `shape` and `dtype`."""
-    with _guard(path), open_context():
-        found = ocp.checkpointables_metadata(path).metadata[part]
-        if found is None:
-            raise OSError(f"{part} cannot be read")
-    return found
-
-
-def _check_shapes(stored: Any, wanted: Any, path: epath.Path) -> None:
-    have, want = (
-        {
-            jax.tree_util.keystr(at, simple=True, separator="/"): tuple(leaf.shape)
-            for at, leaf in jax.tree.leaves_with_path(tree)
-        }
-        for tree in (stored, wanted)
-    )
-    for name in sorted(have.keys() | want.keys()):
-        if have.get(name) != want.get(name):
-            raise CheckpointError(
-                f"checkpoint {path} is of another model: weight {name} has shape "
-                f"{have.get(name, 'none')} there and {want.get(name, 'none')} here"
-            )
-
-
-class _guard:  # noqa: N801  (reads as a statement)
-    """Turns whatever a storage library raises into one line about the checkpoint."""
-
-    def __init__(self, path: epath.Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        if not self._path.exists():
-            raise CheckpointError(f"no checkpoint at {self._path}")
-
-    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
-        if error is None or not isinstance(error, Exception):
-            return
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise CheckpointError(
-            f"checkpoint {self._path} is damaged or of another model ({lines[0][:160]}); "
-            "remove that folder to go on from an older one"
-        ) from error
-
-
-def _config(meta: Mapping[str, Any], path: epath.Path) -> configs.Config:
-    try:
-        return configs.from_mapping(meta["config"])
-    except ConfigError as error:
-        raise CheckpointError(f"the settings in {path} cannot be read: {error}") from error
 
 
 def _may_change(key: str) -> bool:

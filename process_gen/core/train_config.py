@@ -142,6 +142,15 @@ class TrainConfig:
       seed: of the initial weights, noise and t.
       log_every, eval_every, save_every: in steps; 0 never.
       keep: newest checkpoints kept, besides the best.
+      keep_every: checkpoints of steps that this divides are kept for good; 0 keeps none so.
+      max_skipped: updates in a row that may be left out because the loss or a gradient is not
+        finite; with one more of them the run stops.
+      spike_factor: a loss above this many times the median of the last ones is a spike, which is
+        counted; 0 does not look.
+      max_rollbacks: how often the run may go back to its last checkpoint after a spike and leave
+        out the batch that it came with; 0 only counts spikes.
+      stall_minutes: a run that finishes no step, validation, hook or checkpoint for so long ends
+        with an error that says what it waits for; 0 waits for ever.
       best_metric: name in the evaluation metrics; lower is better unless it ends in "exact".
       init_from: a checkpoint whose weights the run starts from. With model.codec="flux" the frozen
         autoencoder comes from there too.
@@ -157,6 +166,11 @@ class TrainConfig:
     eval_every: int = 200
     save_every: int = 500
     keep: int = 2
+    keep_every: int = 0
+    max_skipped: int = 10
+    spike_factor: float = 0.0
+    max_rollbacks: int = 0
+    stall_minutes: float = 60.0
     best_metric: str = "loss"
     init_from: str = ""
     init_model: bool = False
@@ -171,6 +185,19 @@ class TrainConfig:
         check(
             self.flops >= 0 and not (self.flops and self.minutes),
             "train.flops must be >= 0, and is no budget beside train.minutes: set one of them to 0",
+        )
+        check(
+            self.keep_every >= 0 and self.max_skipped >= 0 and self.max_rollbacks >= 0,
+            "train.keep_every, train.max_skipped and train.max_rollbacks must be >= 0",
+        )
+        check(
+            self.spike_factor == 0 or self.spike_factor > 1,
+            f"train.spike_factor must be 0 or more than 1, got {self.spike_factor}",
+        )
+        check(self.stall_minutes >= 0, "train.stall_minutes must be >= 0")
+        check(
+            self.max_rollbacks == 0 or self.spike_factor > 0,
+            "train.max_rollbacks goes with train.spike_factor",
         )
 
 

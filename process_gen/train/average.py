@@ -27,7 +27,12 @@ def start(weights: Any, settings: OptimizerConfig) -> Any:
 
 
 def update(
-    average: Any, weights: Any, step: jax.Array, settings: OptimizerConfig, key: jax.Array
+    average: Any,
+    weights: Any,
+    step: jax.Array,
+    settings: OptimizerConfig,
+    key: jax.Array,
+    made: jax.Array | bool = True,
 ) -> Any:
     """The average after the update that makes step `step + 1`.
 
@@ -41,11 +46,13 @@ def update(
       step: int32 scalar, updates made before this one.
       settings: the `ema_...` values.
       key: for the rounding of a bfloat16 average.
+      made: whether there was an update; without one the average stays as it is.
     """
     rising = (1.0 + step) / (10.0 + step) if settings.ema_warmup else 1.0
     rate = jnp.minimum(settings.ema_decay, rising).astype(jnp.float32)
     if settings.ema_every > 1:
         rate = rate**settings.ema_every
+    rate = jnp.where(made, rate, 1.0)
 
     def renew(average: Any, weights: Any) -> Any:
         if settings.ema_memory == "host":

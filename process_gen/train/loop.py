@@ -25,17 +25,15 @@ from jax.sharding import Mesh
 from process_gen.checkpoint import adapters, manager
 from process_gen.core import configs
 from process_gen.core.configs import Config
-from process_gen.core.errors import ConfigError, ProcessGenError
+from process_gen.core.errors import ConfigError
 from process_gen.core.interrupts import Preempted, finish_on_interrupt
 from process_gen.sharding import rules
 from process_gen.train import metrics as metrics_lib
 from process_gen.train import optimizer, progress, writers
 from process_gen.train import state as state_lib
+from process_gen.train.guard import Guard, Rollback, TrainingError
 from process_gen.train.state import TrainState
-
-
-class TrainingError(ProcessGenError):
-    """Training cannot go on."""
+from process_gen.train.watchdog import Watchdog
 
 
 class Dataset(Protocol):
@@ -89,6 +87,7 @@ def fit(
     check_batch: Callable[[Any], None] = lambda batch: None,
     prepare: Callable[[Any], Any] | None = None,
     on_start: Callable[[TrainState], None] | None = None,
+    restore: manager.Restore = "latest",
 ) -> TrainState:
     """Trains to the end, or goes on where a checkpoint in `workdir` stopped.
 
@@ -113,6 +112,7 @@ def fit(
       prepare: brings a host batch to the devices before the step or the validation, and may do
         more, such as encoding its pictures with frozen weights; by default `rules.put_batch`.
       on_start: called once with the first or restored state.
+      restore: the checkpoint to go on from, see `CheckpointManager.restore`.
 
     Returns:
       The final state.
@@ -120,40 +120,55 @@ def fit(
     Raises:
       CheckpointError: `workdir` holds another config's checkpoints, or a damaged one.
       ConfigError: the batch does not fit the mesh; `train.best_metric` is not measured.
-      TrainingError: a loss or a gradient is not finite.
+      TrainingError: too many updates in a row had a loss or a gradient that is not finite.
     """
     started = time.monotonic()
     _check_rows(config, mesh)
     hooks = dict(hooks or {})
     prepare = prepare or (lambda batch: rules.put_batch(batch, mesh))
     _check_best_metric(config.train.best_metric, hooks)
-    with jax.set_mesh(mesh), manager.CheckpointManager(workdir, config) as checkpoints:
-        state, settled = _first_state(config, checkpoints, fns, tx, dataset, mesh)
-        if on_start is not None:
-            on_start(state)
-        own_writer = writer is None
-        if writer is None:
-            writer = writers.MetricWriter()
-            if jax.process_index() == 0:
-                writer = writers.default_writer(workdir, int(state.step))
-        run = _Run(
-            config=config,
-            checkpoints=checkpoints,
-            dataset=dataset,
-            evaluate=_make_evaluate(eval_step, eval_batches, prepare) if eval_batches else None,
-            hooks=hooks,
-            writer=writer,
-            budget=progress.TimeBudget(config.train.minutes, started, settled),
-            best=checkpoints.best_value,
-        )
-        if int(state.step) == 0:
-            writer.write_hparams(configs.to_mapping(config))
-        try:
-            return _loop(run, state, train_step, check_batch, prepare)
-        finally:
-            writer.flush()
-            if own_writer:
-                writer.close()
+    with (
+        Watchdog(config.train.stall_minutes) as watchdog,
+        jax.set_mesh(mesh),
+        manager.CheckpointManager(workdir, config) as checkpoints,
+    ):
+        evaluate = _make_evaluate(eval_step, eval_batches, prepare) if eval_batches else None
+        first_data = dataset.get_state()
+        before: Guard | None = None
+        while True:
+            state, meta = _first_state(config, checkpoints, fns, tx, dataset, mesh, restore)
+            step = int(state.step)
+            if on_start is not None and before is None:
+                on_start(state)
+            log = writers.MetricWriter() if writer is None else writer
+            if writer is None and jax.process_index() == 0:
+                log = writers.default_writer(workdir, step)
+            known = meta.get("guard")
+            guard = before.resumed(known, step) if before else Guard(config, workdir, known, step)
+            run = _Run(
+                config=config,
+                checkpoints=checkpoints,
+                dataset=dataset,
+                evaluate=evaluate,
+                hooks=hooks,
+                writer=log,
+                budget=progress.TimeBudget(config.train.minutes, started, _timed(config, meta)),
+                best=checkpoints.best_value,
+                guard=guard,
+                watchdog=watchdog,
+            )
+            if step == 0:
+                log.write_hparams(configs.to_mapping(config))
+            try:
+                return _loop(run, state, train_step, check_batch, prepare)
+            except Rollback:
+                before, restore = guard, "latest"
+                if checkpoints.latest_step is None:  # back to where everything began
+                    dataset.set_state(first_data)
+            finally:
+                log.flush()
+                if writer is None:
+                    log.close()
 
 
 def _check_rows(config: Config, mesh: Mesh) -> None:
@@ -180,11 +195,13 @@ def _first_state(
     tx: optimizer.UpdateRule,
     dataset: Dataset,
     mesh: Mesh,
-) -> tuple[TrainState, bool]:
-    """The state to start from, and whether its total comes from timing already."""
+    restore: manager.Restore,
+) -> tuple[TrainState, dict[str, Any]]:
+    """The state to start from, and what its checkpoint, if there is one, says besides."""
     train = config.train
     # Before timing, enough steps to time.
     total = max(train.steps, 3 * progress.TimeBudget.interval) if train.minutes else train.steps
+    checkpoints.wait()
     if checkpoints.latest_step is None:
         key = jax.random.fold_in(jax.random.key(train.seed), 0)
         state = state_lib.init_state(fns, tx, key, total, mesh)
@@ -195,13 +212,17 @@ def _first_state(
             )
             _, params, _ = manager.load_for_sampling(train.init_from, "ema", like=like)
             state = state_lib.with_weights(state, params, config.optimizer)
-        return state, False
+        return state, {}
     abstract = state_lib.abstract_state(fns, tx, total, mesh)
-    trees, data, meta = checkpoints.restore(state_lib.to_parts(abstract))
+    trees, data, meta = checkpoints.restore(state_lib.to_parts(abstract), restore)
     dataset.set_state(data)
     state = state_lib.from_parts(trees)
-    settled = train.minutes > 0 and meta["timed"]
-    return (state if settled else state_lib.with_total(state, total)), settled
+    return (state if _timed(config, meta) else state_lib.with_total(state, total)), meta
+
+
+def _timed(config: Config, meta: Mapping[str, Any]) -> bool:
+    """Whether the total of a restored state comes from timing already."""
+    return config.train.minutes > 0 and bool(meta.get("timed"))
 
 
 def _make_evaluate(
@@ -234,7 +255,8 @@ class _Log:
 
     def add(self, step_metrics: metrics_lib.StepMetrics) -> None:
         """Adds the metrics of one step."""
-        new = metrics_lib.collect(step_metrics)
+        counted = {name: pair for name, pair in step_metrics.items() if name != "finite"}
+        new = metrics_lib.collect(counted)
         self._sums = new if self._sums is None else metrics_lib.merge(self._sums, new)
 
     def end_window(self, step: int, total_steps: int, counters: Mapping[str, float]) -> None:
@@ -267,8 +289,8 @@ def _finite(values: dict[str, float], step: int) -> dict[str, float]:
     wrong = [name for name, value in values.items() if not math.isfinite(value)]
     if wrong:
         raise TrainingError(
-            f"{', '.join(wrong)} not finite at or shortly before step {step}; nothing was saved "
-            "since. Lower optimizer.learning_rate or optimizer.clip_norm, or look at the data"
+            f"{', '.join(wrong)} not finite at or shortly before step {step}, and the update was "
+            "made all the same; nothing was saved since"
         )
     return values
 
@@ -285,6 +307,13 @@ class _Run:
     writer: writers.MetricWriter
     budget: progress.TimeBudget
     best: float | None
+    guard: Guard
+    watchdog: Watchdog
+
+    def counters(self) -> dict[str, float]:
+        """What the data left out and what went wrong, for the log."""
+        data = getattr(self.dataset, "counters", dict)()
+        return {**data, **self.guard.counters(), **self.checkpoints.counters()}
 
     def due(self, step: int, last: bool) -> list[str]:
         """What is to be measured after this step: "eval" and names of hooks."""
@@ -298,6 +327,7 @@ class _Run:
         """Runs validation (bare names) and hooks ("hook/name"), and logs what they found."""
         found: dict[str, float] = {}
         for name in due:
+            self.watchdog.at(f"{name} after step {step}")
             if name == "eval" and self.evaluate is not None:
                 values = self.evaluate(state_lib.averaged(state))
                 found.update(values)
@@ -328,7 +358,7 @@ class _Run:
             step,
             state_lib.to_parts(state),
             self.dataset.get_state(),
-            {"timed": self.budget.estimated},
+            {"timed": self.budget.estimated, "guard": self.guard.state()},
             found if self.config.train.best_metric in found else None,
         )
 
@@ -359,14 +389,15 @@ def _loop(
     key = jax.random.fold_in(jax.random.key(train.seed), 1)
     jitted = jit_step(train_step, state)
     log = _Log(run.writer, step)
-    counters = getattr(run.dataset, "counters", dict)
     previous: Any = None
     alone = jax.process_count() == 1
     # Several processes leave SIGTERM to jax, whose handler tells the others.
     numbers = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
     with finish_on_interrupt(numbers) as interrupted:
         while step < total:
-            batch = next(run.dataset)
+            run.watchdog.at(f"the batch of step {step + 1}")
+            batch = run.guard.draw(run.dataset)
+            run.watchdog.at(f"step {step + 1}")
             check_batch(batch)
             state, step_metrics = jitted(state, prepare(batch), key)
             if previous is None:
@@ -375,6 +406,8 @@ def _loop(
             # One step ahead and no further: what is read below has been computed while this step
             # was prepared, and steps with collectives do not queue up.
             jax.block_until_ready(previous)
+            run.guard.settle()
+            run.guard.watch(step, batch, step_metrics)
             log.write()
             log.add(step_metrics)
             previous = step_metrics
@@ -383,7 +416,7 @@ def _loop(
                 state = state_lib.with_total(state, total)
             last = step >= total
             if last or step % train.log_every == 0:
-                log.end_window(step, total, counters())
+                log.end_window(step, total, run.counters())
             due = run.due(step, last)
             if due:
                 log.write()
@@ -391,7 +424,9 @@ def _loop(
             best = run.improves(due, found)
             stop = interrupted() if alone else _agreed_stop(interrupted(), step)
             if best or stop or last or (train.save_every and step % train.save_every == 0):
+                run.guard.settle()
                 log.check(step)
+                run.watchdog.at(f"the checkpoint of step {step}")
                 run.save(step, state, found)
             if stop and not last:
                 raise stop

@@ -39,6 +39,18 @@ class Ratio(clu_metrics.Metric):
         return self.total / self.count
 
 
+def only_if(finite: tuple[jax.Array, jax.Array], metrics: StepMetrics) -> StepMetrics:
+    """The metrics of a step if its update was made, else nothing seen; and `finite` itself.
+
+    Args:
+      finite: what `state.advance` says, (bool, 1).
+      metrics: the others.
+    """
+    made, _ = finite
+    counted = jax.tree.map(lambda x: jnp.where(made, x, jnp.zeros_like(x)), dict(metrics))
+    return {**counted, "finite": finite}
+
+
 def collect(step_metrics: StepMetrics) -> dict[str, Ratio]:
     """Reads what a step returned; the result is a pytree that `merge` adds up."""
     return {name: Ratio(*pair) for name, pair in step_metrics.items()}

@@ -167,8 +167,13 @@ def advance(
     rule: optimizer.UpdateRule,
     schedule: optimizer.Schedule,
     key: jax.Array,
+    loss: jax.Array | float = 0.0,
 ) -> tuple[TrainState, dict[str, tuple[jax.Array, jax.Array]]]:
-    """Applies one update.
+    """Applies one update, unless the loss or a gradient is not finite.
+
+    An update that is left out changes nothing but `step`, which counts batches. Both are judged by
+    one number, the gradients' norm (which clipping and the log need as well) plus the loss: no
+    array is read once more for it.
 
     Args:
       state: before the step.
@@ -176,23 +181,29 @@ def advance(
       rule: of `optimizer.make_optimizer`.
       schedule: `(step, total_steps) -> learning rate`.
       key: of this step, for the rounding of weights that are not float32.
+      loss: float32 scalar, of this step.
 
     Returns:
-      The state after the step, and the metrics `learning_rate` and `grad_norm` (before clipping, of
-      what is trained), each as (value, 1).
+      The state after the step, and the metrics `learning_rate`, `grad_norm` (before clipping, of
+      what is trained) and `finite` (a bool: whether the update was made), each as (value, 1).
     """
     grads = trees.take(grads, rule.trained)
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     before = trees.take(state.params, rule.trained)
     rate = schedule(state.step, state.total_steps)
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(norm + loss)
     updates, opt_state = rule.update(grads, state.opt_state, before)
     after = jax.tree.map(lambda p, u: p.astype(jnp.float32) + rate * u, before, updates)
     key_weights, key_average = jax.random.split(key)
     after = store(after, before, key_weights)
+    after, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (after, opt_state), (before, state.opt_state)
+    )
     ema = state.ema
     if ema is not None:
-        ema = average.update(ema, after, state.step, rule.settings, key_average)
+        ema = average.update(ema, after, state.step, rule.settings, key_average, finite)
     one = jnp.float32(1.0)
-    metrics = {"learning_rate": (rate, one), "grad_norm": (optax.tree.norm(grads), one)}
+    metrics = {"learning_rate": (rate, one), "grad_norm": (norm, one), "finite": (finite, one)}
     params = trees.overlay(state.params, after)
     return TrainState(state.step + 1, state.total_steps, params, ema, opt_state), metrics

@@ -25,6 +25,7 @@ from process_gen.models.functional import ModelFns
 from process_gen.models.image_codecs import normalise
 from process_gen.models.unified import Streams
 from process_gen.sharding import rules
+from process_gen.train import metrics as metrics_lib
 from process_gen.train.latents import Latents, Pixels
 from process_gen.train.optimizer import Schedule, UpdateRule
 from process_gen.train.state import TrainState, advance
@@ -175,7 +176,9 @@ def make_train_step(
     `latents` says what a (prepared) batch holds of pictures, see `latents.make_prepare`.
 
     `key` is the run's; the step's own is folded in from `state.step`, so that a resumed run draws
-    what an uninterrupted one would have drawn. Metrics are (numerator, denominator) pairs.
+    what an uninterrupted one would have drawn. Metrics are (numerator, denominator) pairs; a step
+    whose loss or gradient is not finite changes nothing, counts in none of them, and says so in
+    `finite` (`state.advance`).
     """
     loss = functools.partial(_loss, fns=fns, config=config, latents=latents)
     loss_and_grad = jax.value_and_grad(loss, has_aux=True)
@@ -199,8 +202,10 @@ def make_train_step(
         else:
             (loss, metrics), grads = _accumulate(share, (batch, draws), parts)
         # `draw` has made children 0 to 2.
-        state, update_metrics = advance(state, grads, rule, schedule, jax.random.fold_in(key, 3))
-        return state, {"loss": (loss, jnp.float32(1.0)), **metrics, **update_metrics}
+        key = jax.random.fold_in(key, 3)
+        state, update_metrics = advance(state, grads, rule, schedule, key, loss)
+        metrics = {"loss": (loss, jnp.float32(1.0)), **metrics, **update_metrics}
+        return state, metrics_lib.only_if(metrics.pop("finite"), metrics)
 
     return train_step
 

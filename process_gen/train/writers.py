@@ -6,16 +6,20 @@ for the other; clu's own module imports TensorFlow, these do not. A scalar's nam
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 import numpy as np
 from etils import epath
 
 from process_gen.train import progress
+
+_log = logging.getLogger("process_gen")
 
 
 class MetricWriter:
@@ -87,8 +91,10 @@ class JsonlWriter(MetricWriter):
         self._started = time.monotonic() - seconds
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text("".join(line + "\n" for line in self._lines))
-        self._remote = "://" in str(self._path)
-        self._file = None if self._remote else self._path.open("a")
+        remote = "://" in str(self._path)
+        self._waiting = b""  # what a full disk did not take
+        # Unbuffered, so that it is known what was written.
+        self._file = None if remote else open(self._path, "ab", buffering=0)  # noqa: SIM115
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one line per split; a number that is not finite becomes null."""
@@ -100,14 +106,21 @@ class JsonlWriter(MetricWriter):
             if self._file is None:
                 self._lines.append(text)
             else:
-                self._file.write(text + "\n")
+                self._waiting += f"{text}\n".encode()
 
     def flush(self) -> None:
-        """Makes everything written so far visible."""
+        """Makes everything written so far visible.
+
+        What a local disk does not take, because it is full, waits for the next call.
+        """
         if self._file is None:
             self._path.write_text("".join(line + "\n" for line in self._lines))
-        else:
-            self._file.flush()
+            return
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            _log.warning("%s could not be written (%s); its lines wait", self._path, error)
 
     def close(self) -> None:
         """Flushes and closes the file."""
@@ -129,35 +142,55 @@ class TensorBoardWriter(MetricWriter):
 
         purge = restored_step + 1 if restored_step else None
         self._writer = tensorboardX.SummaryWriter(str(logdir), purge_step=purge)
+        self._dead = False
+
+    def _try(self, call: Callable[[], Any]) -> None:
+        """Writes, unless that failed once, such as for a full disk.
+
+        tensorboardX's thread ends with its first error. What it is given then waits in a short
+        queue, and soon the run would wait as well.
+        """
+        files: Any = self._writer.file_writer
+        worker = files.event_writer._worker
+        try:
+            if worker is not None and not worker.is_alive():
+                raise OSError("its thread has ended")
+            if not self._dead:
+                call()
+        except OSError as error:
+            if not self._dead:
+                _log.warning("TensorBoard files cannot be written any more (%s)", error)
+            self._dead = True
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds scalars."""
         for name, value in scalars.items():
-            self._writer.add_scalar(name, float(value), step)
+            self._try(functools.partial(self._writer.add_scalar, name, float(value), step))
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Adds pictures, several of one name side by side."""
         for name, image in images.items():
             batch = image if image.ndim == 4 else image[None]
-            self._writer.add_images(name, batch, step, dataformats="NHWC")
+            add = functools.partial(self._writer.add_images, dataformats="NHWC")
+            self._try(functools.partial(add, name, batch, step))
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Adds texts, which TensorBoard reads as Markdown."""
         for name, text in texts.items():
-            self._writer.add_text(name, text, step)
+            self._try(functools.partial(self._writer.add_text, name, text, step))
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
         """Adds the settings as one JSON text."""
         text = json.dumps(hparams, indent=2, default=str)
-        self._writer.add_text("config", f"```json\n{text}\n```", 0)
+        self._try(functools.partial(self._writer.add_text, "config", f"```json\n{text}\n```", 0))
 
     def flush(self) -> None:
         """Makes everything written so far visible."""
-        self._writer.flush()
+        self._try(self._writer.flush)
 
     def close(self) -> None:
-        """Flushes and closes the file."""
-        self._writer.close()
+        """Closes the file."""
+        self._try(self._writer.close)
 
 
 class MultiWriter(MetricWriter):

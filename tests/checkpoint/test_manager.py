@@ -25,6 +25,7 @@ def make_config(**sections):
 
 
 def make_trees(value=1.0, ema=True):
+    value = float(value)
     params = {"layers": {"w": jnp.full((2, 3), value)}, "b": jnp.arange(3.0) * value}
     return {
         "params": params,

@@ -54,10 +54,10 @@ CLUSTERS = {
 }
 
 
-def start(*flags, **env):
+def start(*flags, script=SCRIPT, **env):
     own = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "OMPI", "TPU_"))}
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, *flags],
+        [sys.executable, "-c", script, *flags],
         env={**own, "PYTHONPATH": os.getcwd(), **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -123,7 +123,7 @@ def test_what_jax_is_asked(flags, asked, error, monkeypatch):
             distributed.join(values)
     else:
         distributed.join(values)
-    assert calls == ([] if asked is None else [asked])
+    assert calls == ([] if asked is None else [{**asked, "heartbeat_timeout_seconds": 130}])
 
 
 def test_a_cluster_that_describes_itself_badly_is_no_laptop(monkeypatch):
@@ -133,6 +133,83 @@ def test_a_cluster_that_describes_itself_badly_is_no_laptop(monkeypatch):
     monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
     with pytest.raises(ConfigError, match="invalid literal"):
         distributed.join(common.parse(distributed.define_flags, ["x"]))
+
+
+class Service:
+    """What `Peers` asks of jax's client, for processes of this test."""
+
+    def __init__(self):
+        self.beats, self.down = {}, False
+
+    def key_value_set(self, key, value, allow_overwrite):
+        if self.down:
+            raise RuntimeError("UNAVAILABLE")
+        self.beats[key] = value
+
+    def key_value_dir_get(self, prefix):
+        return [(k, v) for k, v in self.beats.items() if k.startswith(prefix)]
+
+
+def test_a_silent_process_is_given_up_by_name():
+    service, now, ended = Service(), [0.0], []
+    own, other = (
+        distributed.Peers(service, n, 2, 30.0, ended.append, lambda: now[0]) for n in (0, 1)
+    )
+    for now[0] in range(0, 100, 10):
+        other.beat()
+        own.beat()
+        own.judge()
+    assert not ended
+    for now[0] in range(100, 140, 10):  # its last beat came at 90
+        own.beat()
+        own.judge()
+    assert len(ended) == 1
+    assert ended[0].startswith("process 1 has not been heard of for 40 s: it was killed, stopped")
+    service.down = True
+    for now[0] in range(140, 180, 10):
+        other.beat()
+        other.judge()
+    assert len(ended) > 1 and "process 0, where all meet, has not answered for" in ended[1]
+
+
+LOST = """
+import sys, time
+from launch import common, distributed
+
+def main(values):
+    print("joined", flush=True)
+    time.sleep(200)
+
+common.run(main, distributed.define_flags, "", join=distributed.join)
+"""
+
+
+@pytest.mark.multidevice
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_or_stopped_process_ends_the_job(number, victim):
+    """Two real processes that exchange nothing: only the heartbeats tell."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    flags = [f"--coordinator_address={place}", "--num_processes=2", "--heartbeat_seconds=15"]
+    processes = [start(*flags, f"--process_id={i}", script=LOST) for i in range(2)]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == "joined\n"
+        processes[victim].send_signal(number)
+        survivor = processes[1 - victim]
+        out, error = survivor.communicate(timeout=15 + 30 + 60)
+        assert survivor.returncode not in (0, common.PREEMPTED)
+        if number == signal.SIGKILL and victim == 0:  # jax's client of a closed socket is faster
+            assert survivor.returncode == -signal.SIGABRT or "process 0, where all" in error
+        else:
+            words = "process 1 has not" if victim else "process 0, where all meet, has not"
+            assert f"process {1 - victim}: error: {words}" in error, (out, error)
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def test_sigterm_is_a_status_of_its_own(capsys):

@@ -344,12 +344,15 @@ def test_a_step_gives_up_the_buffers_of_the_state():
 @pytest.mark.parametrize("log_every", [4, 1])
 def test_numbers_are_fetched_one_step_late_and_only_to_be_logged(tmp_path, monkeypatch, log_every):
     """Records after how many batches anything was read from a device."""
-    data, read, written = Numbers(), set(), []
+    data, read, flags, written = Numbers(), set(), [], []
     kind = type(jnp.zeros(1))
     fetch = kind._value.fget  # every way to the host leads through it
 
     def noted(array):
-        read.add(data.next_batch)
+        if array.dtype == bool:  # whether an update was made
+            flags.append(data.next_batch)
+        else:
+            read.add(data.next_batch)
         return fetch(array)
 
     monkeypatch.setattr(kind, "_value", property(noted))
@@ -367,3 +370,5 @@ def test_numbers_are_fetched_one_step_late_and_only_to_be_logged(tmp_path, monke
     due = {4: {5, 9}, 1: set(range(2, 10))}[log_every]
     assert read - started - ended == due - ended
     assert written[0] == (log_every, log_every + 1)
+    # One byte of each step is read, and that too when the next step is on its way.
+    assert flags == [*range(2, 10), 9]
