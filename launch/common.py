@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -181,6 +183,39 @@ def enable_compilation_cache() -> None:
         if not os.environ.get(name):
             number = name.endswith("SECS")
             jax.config.update(name.lower(), float(value) if number else value)
+
+
+def git_hash() -> str:
+    """Commit of the code, "+" if it was changed since, "unknown" outside a clone."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def command(values: flags.FlagValues, module: str) -> str:
+    """The command line that was given, for records: `module` and the flags that were set."""
+    words = ["python", "-m", module]
+    for name in sorted(values):
+        flag = values[name]
+        if not flag.present or flag.value is None:
+            continue
+        if isinstance(flag.value, bool):
+            words.append(f"--{'' if flag.value else 'no'}{name}")
+        elif isinstance(flag, flags.MultiFlag):
+            words += [f"--{name}={value}" for value in flag.value]
+        elif isinstance(flag.value, list):
+            words.append(f"--{name}={','.join(map(str, flag.value))}")
+        else:
+            words.append(f"--{name}={flag.value}")
+    return shlex.join(words)
 
 
 def _plain(value: Any) -> Any:

@@ -13,7 +13,7 @@
 --one_shot            paint at once instead of step by step
 --seed=S              of the prompts and of the paintings (0)
 --set=KEY=VALUE       a setting of the sampler: --set=guidance=2 --set=temperature=0
---out=DIR             folder; --overwrite replaces an earlier run's files in it
+--out=DIR             folder; --overwrite replaces an earlier run's files in it, --resume goes on
 --json                print one JSON object as the last line
 
 Prints shares with 95 % intervals; writes scores.json (the object that --json prints), report.html
@@ -32,10 +32,11 @@ from absl import flags
 from launch import common, painting
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.trajectory import Trajectory
-from process_gen.evaluation import probes, stepwise
+from process_gen.evaluation import judged, probes, stepwise
 from process_gen.evaluation.strokes import score
 from process_gen.report import summary
 from process_gen.report.html import write_report
+from process_gen.report.runs import strokes_verdicts
 from process_gen.sampling import prompt_file, records
 from process_gen.strokes import oracle
 from process_gen.strokes.prompts import TAGS, check, held_out_requirements
@@ -117,8 +118,8 @@ def _rates(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def _probes(values: flags.FlagValues) -> list[probes.Probe]:
-    if values.one_shot or values.prompts:
-        raise ConfigError("--suite=inspection takes neither --one_shot nor --prompts")
+    if painting.read_mode(values) != "process" or values.prompts:
+        raise ConfigError("--suite=inspection takes neither another mode nor --prompts")
     count = values.num_per_tag * len(TAGS)
     return probes.make_probes(count, 2 * count, values.seed)
 
@@ -149,30 +150,42 @@ def main(values: flags.FlagValues) -> None:
         raise ConfigError(f"--suite={name} is unknown; there is {', '.join(SUITES)}")
     suite = SUITES[name]
     settings = painting.sampler_settings(values["set"].value or ())
-    mode = "one_shot" if values.one_shot else "process"
+    mode, size = painting.read_mode(values), painting.read_size(values.size) or (SIZE, SIZE)
     prompts = suite.prompts(values)
-    out = painting.make_room(common.required(values, "out"), values.overwrite)
+    given = [prompt.start if isinstance(prompt, probes.Probe) else prompt for prompt in prompts]
+    out = painting.make_room(common.required(values, "out"), values.overwrite, values.resume)
     painter = painting.load_painter(values)
-    made_by = painting.provenance(painter, mode=mode, seed=values.seed, settings=settings)
+    made_by = painting.provenance(
+        painter,
+        mode=mode,
+        seed=values.seed,
+        settings=settings,
+        prompts=given,
+        size=size,
+        command=common.command(values, "launch.evaluate"),
+    )
     print(
         f"checkpoint {made_by['checkpoint']}, {made_by['weights']} weights; {len(prompts)} prompts"
     )
 
     done = painting.paint(
         painter,
-        [prompt.start if isinstance(prompt, probes.Probe) else prompt for prompt in prompts],
+        given,
         out,
         mode=mode,
         seed=values.seed,
-        size=(SIZE, SIZE),
+        size=size,
         settings=settings,
+        made_by=made_by,
+        resume=values.resume,
     )
+    verdicts = [strokes_verdicts(t) for t in done.trajectories]
     # Scores of a part would look like scores of the whole.
     scores = None if done.stopped else suite.score(prompts, done.trajectories)
     write_report(
         out / painting.REPORT,
         done.trajectories,
-        verdicts=[painting.strokes_verdicts(t) for t in done.trajectories],
+        verdicts=verdicts,
         title=f"Suite {name}, {mode} mode",
         settings={**made_by, "prompts": values.prompts or f"held out, {values.num_per_tag} a tag"},
         scores=scores if suite.table else None,
@@ -183,6 +196,8 @@ def main(values: flags.FlagValues) -> None:
         raise KeyboardInterrupt
     text = json.dumps({**flat(scores), **done.summary(), **painting.as_json(made_by)})
     (out / painting.SCORES).write_text(text + "\n")
+    pairs = zip(records.lines(out), verdicts, strict=True)
+    judged.write(out, [judged.of_record(*pair) for pair in pairs])
     suite.show(scores)
     print(f"scores: {out / painting.SCORES}")
     print(f"paintings: {out / records.FINISHED}")

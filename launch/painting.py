@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import collections
 import dataclasses
+import hashlib
+import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,17 +22,16 @@ from launch import common
 from process_gen.checkpoint import shipped
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.interrupts import finish_on_interrupt
-from process_gen.core.trajectory import Image, Trajectory
-from process_gen.evaluation.strokes import verdicts
+from process_gen.core.trajectory import MODES, Image, Trajectory
+from process_gen.evaluation import judged
 from process_gen.report.curves import read_history
 from process_gen.sampling import interleaved, records
 from process_gen.sampling.painter import Painter, Prompt
-from process_gen.strokes import oracle
-from process_gen.strokes.scene import SIZE
 from process_gen.train.progress import duration
 
 REPORT, SCORES, STRIPS = "report.html", "scores.json", "strips"
-FILES = (records.FINISHED, records.PART, REPORT, SCORES)
+RUN = "run.json"  # what was asked for: written before the first picture
+FILES = (records.FINISHED, records.PART, REPORT, SCORES, RUN, judged.FILE)
 FOLDERS = (records.PICTURES, records.STEPS, STRIPS)
 TRAIN = "python -m launch.train --config=configs/strokes_tiny.py --workdir=runs/tiny"
 
@@ -57,16 +59,15 @@ class Painted:
     seconds: float = 0.0
     stopped: bool = False
 
-    def add(self, trajectory: Trajectory, keep: bool) -> None:
-        """Counts one more."""
-        reason = trajectory.finish_reason or "none"
+    def add(self, record: Mapping[str, Any], trajectory: Trajectory | None) -> None:
+        """Counts one more; its line in the records, and the painting where it is kept."""
+        reason = record["finish_reason"] or "none"
         self.reasons[reason] += 1
-        self.pictures += len(trajectory.images)
-        if trajectory.sampled is not None:
-            self.nfe += trajectory.sampled.nfe
-            if reason == "refused" and trajectory.sampled.sample == 0:
-                self.refused.append((trajectory.sampled.index, trajectory.text or ""))
-        if keep:
+        self.pictures += records.pictures(record)
+        self.nfe += record["nfe"]
+        if reason == "refused" and record["sample"] == 0:
+            self.refused.append((record["index"], record["text"] or ""))
+        if trajectory is not None:
             self.trajectories.append(trajectory)
 
     @property
@@ -98,6 +99,8 @@ def paint(
     images: Sequence[Image] = (),
     settings: Mapping[str, Any],
     keep: int | None = None,
+    made_by: Mapping[str, Any] | None = None,
+    resume: bool = False,
 ) -> Painted:
     """Paints into a folder, with a line of progress on stderr; Ctrl-C ends it in order.
 
@@ -107,10 +110,16 @@ def paint(
       out: folder, see `make_room`.
       mode, seed, num, size, images, settings: see `sampling.painter.Painter.paint`.
       keep: how many of the paintings to hold in memory, from the first on; None is all.
+      made_by: see `provenance`; kept beside the paintings.
+      resume: leave what an earlier run painted, but for what its interrupt cut off.
 
     Raises:
-      ConfigError: a setting is wrong; nothing was written.
+      ConfigError: a setting is wrong, or the run to go on with painted something else; nothing was
+        written.
     """
+    asked = as_json(made_by or {})
+    if resume:
+        check_same(out, asked)
     done = Painted(len(prompts) * num)
     progress = _Progress(done)
     with finish_on_interrupt() as interrupted:
@@ -119,16 +128,32 @@ def paint(
             progress.show()
             return interrupted() is not None
 
+        def kept(record: Mapping[str, Any]) -> bool:
+            return keep is None or record["index"] * num + record["sample"] < keep
+
+        before = records.unfinished(out) if resume else []
+        skip = {(record["index"], record["sample"]) for record in before}
         stream = painter.stream(
-            prompts, mode=mode, seed=seed, num=num, size=size, images=images, stop=stop, **settings
+            prompts,
+            mode=mode,
+            seed=seed,
+            num=num,
+            size=size,
+            images=images,
+            stop=stop,
+            **({"skip": skip} if skip else {}),
+            **settings,
         )
-        clear(out)
-        with records.Recorder(out) as recorder:
+        if not resume:
+            clear(out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / RUN).write_text(json.dumps(asked, indent=1) + "\n")
+        for record in before:
+            done.add(record, records.load(record, out) if kept(record) else None)
+        with records.Recorder(out, before) as recorder:
             for trajectory in stream:
-                recorder.add(trajectory)
-                assert trajectory.sampled is not None
-                place = trajectory.sampled.index * num + trajectory.sampled.sample
-                done.add(trajectory, keep is None or place < keep)
+                record = recorder.add(trajectory)
+                done.add(record, trajectory if kept(record) else None)
         done.stopped = interrupted() is not None
     done.seconds = progress.finish()
     done.trajectories.sort(key=_place)
@@ -174,24 +199,55 @@ class _Progress:
 # ---- the output folder ---------------------------------------------------------------------------
 
 
-def make_room(folder: str, overwrite: bool) -> epath.Path:
+def make_room(folder: str, overwrite: bool, resume: bool = False) -> epath.Path:
     """Makes sure that paintings may be written into a folder; writes and removes nothing.
 
     Files that are not this command's are no hindrance.
 
     Raises:
-      ConfigError: it is no folder, or holds an earlier run's files and `overwrite` is false.
+      ConfigError: it is no folder, or holds an earlier run's files and neither `overwrite` nor
+        `resume` is true.
     """
+    if overwrite and resume:
+        raise ConfigError("--overwrite and --resume contradict each other")
     out = epath.Path(folder)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out={folder} is a file, not a folder")
     found = next((name for name in (*FILES, *FOLDERS) if (out / name).exists()), None)
-    if found and not overwrite:
+    if found and not overwrite and not resume:
         raise ConfigError(
-            f"--out={folder} already holds {found}; choose another folder, or replace an earlier "
-            "run's files with --overwrite"
+            f"--out={folder} already holds {found}; choose another folder, go on with an "
+            "interrupted run with --resume, or replace an earlier run's files with --overwrite"
         )
     return out
+
+
+def check_same(out: epath.Path, asked: Mapping[str, Any]) -> None:
+    """Makes sure that the run in a folder is the one that is to go on; a new folder is fine.
+
+    Raises:
+      ConfigError: it painted with other weights, prompts or settings, or cannot be read.
+    """
+    if not (out / RUN).exists():
+        if any((out / name).exists() for name in (records.FINISHED, records.PART)):
+            raise ConfigError(f"--resume: {out} has no {RUN}, so nobody knows what it was to paint")
+        return
+    try:
+        before = json.loads((out / RUN).read_text())
+    except ValueError as error:
+        raise ConfigError(f"--resume: {out / RUN} cannot be read ({error})") from error
+    now = json.loads(json.dumps(asked))
+    for name in ("checkpoint_hash", "mode", "seed", "num", "size", "prompts_hash", "settings"):
+        if before.get(name) != now.get(name):
+            raise ConfigError(
+                f"--resume: the run in {out} has another {name} ({_short(before.get(name))}, now "
+                f"{_short(now.get(name))}); use its settings, or another --out"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def clear(out: epath.Path) -> None:
@@ -222,11 +278,14 @@ def define_flags(values: flags.FlagValues) -> None:
     text("checkpoint", None, "working directory or checkpoint", flag_values=values)
     text("step", "latest", "which checkpoint", flag_values=values)
     text("prompts", None, "file of prompts", flag_values=values)
+    flags.DEFINE_enum("mode", None, list(MODES), "how to paint", flag_values=values)
+    text("size", None, "HxW in pixels", flag_values=values)
     flags.DEFINE_enum("weights", "ema", ["ema", "params"], "which weights", flag_values=values)
     flags.DEFINE_integer("seed", 0, "of prompts and noise", 0, 2**32 - 1, flag_values=values)
     flags.DEFINE_multi_string("set", [], "KEY=VALUE of the sampler", flag_values=values)
     switch("one_shot", False, "paint at once", flag_values=values)
     switch("overwrite", False, "replace an earlier run's files", flag_values=values)
+    switch("resume", False, "go on with an interrupted run", flag_values=values)
     switch("json", False, "print a JSON object", flag_values=values)
 
 
@@ -246,7 +305,33 @@ def load_painter(values: flags.FlagValues) -> Painter:
     return process_gen.load(values.checkpoint or "", weights=values.weights, step=step)
 
 
-def sampler_settings(pairs: Sequence[str]) -> dict[str, Any]:
+def read_mode(values: flags.FlagValues) -> str:
+    """`--mode`, or what `--one_shot` says.
+
+    Raises:
+      ConfigError: they contradict each other.
+    """
+    mode = values.mode or ("one_shot" if values.one_shot else "process")
+    if values.one_shot and mode != "one_shot":
+        raise ConfigError(f"--one_shot and --mode={mode} contradict each other")
+    return mode
+
+
+def read_size(text: str | None) -> tuple[int, int] | None:
+    """`--size`; None where it is not given.
+
+    Raises:
+      ConfigError: not HxW.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
+    if match is None:
+        raise ConfigError(f"--size is HxW in pixels, for example 32x32; got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def sampler_settings(pairs: Sequence[str], flag: str = "set") -> dict[str, Any]:
     """Settings out of KEY=VALUE texts; a value is a Python literal, or else a word.
 
     Raises:
@@ -256,7 +341,7 @@ def sampler_settings(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise ConfigError(f"--set={pair} is not KEY=VALUE, for example --set=guidance=2")
+            raise ConfigError(f"--{flag}={pair} is not KEY=VALUE, for example --set=guidance=2")
         try:
             found[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -268,9 +353,18 @@ def sampler_settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def provenance(
-    painter: Painter, *, mode: str, seed: int, settings: Mapping[str, Any], images: bool = False
+    painter: Painter,
+    *,
+    mode: str,
+    seed: int,
+    settings: Mapping[str, Any],
+    prompts: Sequence[Any],
+    num: int = 1,
+    size: tuple[int, int] | None = None,
+    images: bool = False,
+    command: str = "",
 ) -> dict[str, Any]:
-    """Which weights painted, and how: nested plain values, for reports and `--json`.
+    """Which weights painted what, and how: nested plain values, for reports and `--json`.
 
     Raises:
       ConfigError: a setting is unknown or out of range.
@@ -278,20 +372,32 @@ def provenance(
     sampler = interleaved.sampler_settings(painter.config.sampler, mode, images, settings)
     return {
         "checkpoint": painter.meta.get("path"),
+        "checkpoint_hash": painter.fingerprint,
         "step": painter.meta.get("step"),
         "weights": painter.meta.get("weights"),
         "mode": mode,
         "seed": seed,
+        "num": num,
+        "size": f"{size[0]}x{size[1]}" if size else "the model's",
+        "prompts_hash": _hash(prompts),
         "dtype": painter.config.model.dtype,
         "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "commit": common.git_hash(),
+        "command": command,
         "sampler": dataclasses.asdict(sampler),
     }
 
 
+def _hash(prompts: Sequence[Any]) -> str:
+    words = [p.prompt if isinstance(p, Trajectory) else p for p in prompts]
+    text = json.dumps(words, sort_keys=True, default=dict)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def as_json(made_by: Mapping[str, Any]) -> dict[str, Any]:
     """`provenance` as the commands print it: the sampler's part is called `settings`."""
-    rest = {name: value for name, value in made_by.items() if name != "sampler"}
-    return {**rest, "settings": made_by["sampler"]}
+    return {("settings" if name == "sampler" else name): v for name, v in made_by.items()}
 
 
 def history(painter: Painter) -> list[dict[str, Any]]:
@@ -301,11 +407,3 @@ def history(painter: Painter) -> list[dict[str, Any]]:
         return read_history(epath.Path(path).parent.parent / "metrics.jsonl") if path else []
     except DataError:
         return []
-
-
-def strokes_verdicts(trajectory: Trajectory) -> dict[str, bool] | None:
-    """What the oracle says; None without a requirement that it knows, or in another size."""
-    image = trajectory.final_image
-    if image is not None and image.shape[:2] != (SIZE, SIZE):
-        return None
-    return verdicts(trajectory, oracle.judge)

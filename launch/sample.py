@@ -14,7 +14,8 @@
 --seed=S              the same seed gives the same pictures (0)
 --size=HxW            pixels; by default the largest square that the model knows
 --set=KEY=VALUE       a setting of the sampler: --set=guidance=2 --set=temperature=0
---out=DIR             folder (painted); --overwrite replaces an earlier run's files in it
+--out=DIR             folder (painted); --overwrite replaces an earlier run's files in it, --resume
+                      goes on with an interrupted run
 --show=N              paintings on the report, from the first on (200)
 --json                print one JSON object as the last line
 
@@ -25,7 +26,6 @@ what is painted.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 
 from absl import flags
@@ -33,9 +33,10 @@ from etils import epath
 
 from launch import common, painting
 from process_gen.core.errors import ConfigError, DataError, TrajectoryError
-from process_gen.core.trajectory import MODES, Image, Trajectory, decode_image
+from process_gen.core.trajectory import Image, Trajectory, decode_image
 from process_gen.report.figures import filmstrip
 from process_gen.report.html import write_report
+from process_gen.report.runs import strokes_verdicts
 from process_gen.sampling import painter as painter_lib
 from process_gen.sampling import prompt_file, records
 
@@ -52,17 +53,10 @@ def write_strips(out: epath.Path, trajectories: Sequence[Trajectory]) -> None:
         strip = filmstrip(
             trajectory,
             max(1, STRIP_WIDTH // widest),
-            verdicts=painting.strokes_verdicts(trajectory),
+            verdicts=strokes_verdicts(trajectory),
         )
         with (out / painting.STRIPS / f"{records.stem(trajectory.sampled)}.png").open("wb") as file:
             strip.save(file, format="PNG")
-
-
-def _mode(values: flags.FlagValues) -> str:
-    mode = values.mode or ("one_shot" if values.one_shot else "process")
-    if values.one_shot and mode != "one_shot":
-        raise ConfigError(f"--one_shot and --mode={mode} contradict each other")
-    return mode
 
 
 def _images(files: Sequence[str]) -> list[Image]:
@@ -77,21 +71,10 @@ def _images(files: Sequence[str]) -> list[Image]:
     return found
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text)
-    if match is None:
-        raise ConfigError(f"--size is HxW in pixels, for example 32x32; got {text!r}")
-    return int(match[1]), int(match[2])
-
-
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     painting.define_flags(values)
     flags.DEFINE_multi_string("prompt", [], "what to paint", flag_values=values)
-    flags.DEFINE_enum("mode", None, list(MODES), "how to paint", flag_values=values)
-    flags.DEFINE_string("size", None, "HxW in pixels", flag_values=values)
     flags.DEFINE_multi_string("image", [], "picture given with the prompt", flag_values=values)
     flags.DEFINE_integer("num", 1, "paintings a prompt", 1, flag_values=values)
     flags.DEFINE_integer("show", 200, "paintings on the report", 0, flag_values=values)
@@ -100,7 +83,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Reads flags and prompts, paints, writes the report."""
-    mode, size = _mode(values), _size(values.size)
+    mode, size = painting.read_mode(values), painting.read_size(values.size)
     settings = painting.sampler_settings(values["set"].value or ())
     if bool(values.prompt) == bool(values.prompts):
         raise ConfigError("one of --prompt=TEXT and --prompts=FILE is needed; --help shows how")
@@ -110,11 +93,19 @@ def main(values: flags.FlagValues) -> None:
         blank = f" ({found.blank} blank lines skipped)" if found.blank else ""
         print(f"{len(found.items)} prompts in {values.prompts}{blank}")
     images = _images(values.image)
-    out = painting.make_room(common.required(values, "out"), values.overwrite)
+    out = painting.make_room(common.required(values, "out"), values.overwrite, values.resume)
     painter = painting.load_painter(values)
     painter_lib.check_mode(painter.config, mode, len(images))
     made_by = painting.provenance(
-        painter, mode=mode, seed=values.seed, settings=settings, images=bool(images)
+        painter,
+        mode=mode,
+        seed=values.seed,
+        settings=settings,
+        prompts=found.items,
+        num=values.num,
+        size=size,
+        images=bool(images),
+        command=common.command(values, "launch.sample"),
     )
     print(f"checkpoint {made_by['checkpoint']}, {made_by['weights']} weights")
 
@@ -129,14 +120,16 @@ def main(values: flags.FlagValues) -> None:
         images=images,
         settings=settings,
         keep=max(values.show, STRIP_COUNT),
+        made_by=made_by,
+        resume=values.resume,
     )
     shown = done.trajectories[: values.show]
     write_strips(out, done.trajectories[:STRIP_COUNT])
     write_report(
         out / painting.REPORT,
         shown,
-        verdicts=[painting.strokes_verdicts(t) for t in shown],
-        settings={**made_by, "num": values.num, "size": values.size or "the model's"},
+        verdicts=[strokes_verdicts(t) for t in shown],
+        settings=made_by,
         curves=painting.history(painter),
     )
     _tell(done, out, shown)
@@ -145,7 +138,6 @@ def main(values: flags.FlagValues) -> None:
             **done.summary(),
             "prompts": len(found.items),
             "blank_lines": found.blank,
-            "num": values.num,
             **painting.as_json(made_by),
             "out": {
                 "folder": str(out),

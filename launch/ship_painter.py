@@ -24,7 +24,6 @@ from typing import Any
 from absl import flags
 
 from launch import common, painting
-from launch.train import git_hash
 from process_gen.checkpoint import shipped
 from process_gen.core.configs import DataConfig, SamplerConfig
 from process_gen.core.errors import ConfigError
@@ -42,8 +41,10 @@ def _scores(files: list[str]) -> dict[str, Any]:
             raise ConfigError(f"--scores={name} is not what launch.evaluate writes: {error}") from (
                 error
             )
-        # A path of the machine that painted would mean nothing elsewhere.
-        found[f"{suite}, {mode}"] = {k: v for k, v in scores.items() if k != "checkpoint"}
+        # Paths of the machine that painted would mean nothing elsewhere.
+        found[f"{suite}, {mode}"] = {
+            k: v for k, v in scores.items() if k not in ("checkpoint", "command")
+        }
     return found
 
 
@@ -77,7 +78,7 @@ def main(values: flags.FlagValues) -> None:
         "tokenizer": painter.tokenizer.fingerprint,
         "step": painter.meta.get("step"),
         "weights": painter.meta.get("weights"),
-        "commit": git_hash(),
+        "commit": common.git_hash(),
         "recipe": Path(values.recipe).read_text() if values.recipe else "",
         "scores": _scores(values.scores),
     }

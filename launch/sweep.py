@@ -33,7 +33,6 @@ from typing import IO, Any
 from absl import flags
 
 from launch import common, trials
-from launch.train import git_hash
 from launch.trials import Trial
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.interrupts import finish_on_interrupt
@@ -150,7 +149,7 @@ class Ledger:
             "digest": trial.digest(),
             "command": command,
             "commands": [" ".join(("python", "-m", *words)) for words in trial.commands],
-            "commit": git_hash(),
+            "commit": common.git_hash(),
             **spent,
             "log_sha256": hashlib.sha256(log).hexdigest(),
             "scores": scores,

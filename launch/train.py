@@ -17,8 +17,6 @@ so does SIGTERM, whose exit status is 75: started again, the run goes on (docs/l
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -65,7 +63,7 @@ def main(values: flags.FlagValues) -> None:
             where = f"{mesh.size} {jax.default_backend()} device(s)"
             if jax.process_count() > 1:
                 where += f" of {jax.process_count()} processes"
-            print(f"workdir {workdir}, code {git_hash()}, {where}")
+            print(f"workdir {workdir}, code {common.git_hash()}, {where}")
             print(overview(state.params, fns.logical_axes))
             if budget is not None:
                 flop_budget.write(workdir, budget)
@@ -134,21 +132,6 @@ def overview(params: Any, logical_axes: Any) -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     table = parameter_overview.make_table(rows)
     return f"{table}\n{count:,} weights, {sum(row.bytes for row in rows):,} bytes"
-
-
-def git_hash() -> str:
-    """Commit of the code, "+" if it was changed since, "unknown" outside a clone."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def wilson(hits: int, n: int, confidence: float = CONFIDENCE) -> Rate:
     """
     if not 0 <= hits <= n:
         raise DataError(f"a rate needs 0 <= hits <= n, got {hits} of {n}")
-    z = _z(confidence)
+    z = z_score(confidence)
     if n == 0:
         return Rate(None, 0.0, 1.0, 0, 0)
     low, high = _score_limits(hits / n, n, z)
@@ -72,7 +72,7 @@ def mean_of_rates(rates: Sequence[Rate], confidence: float = CONFIDENCE) -> Rate
     known = [(r.hits, r.n) for r in rates if r.n and r.hits is not None]
     if not known:
         return Rate(None, 0.0, 1.0, None, 0)
-    z = _z(confidence)
+    z = z_score(confidence)
     shrunk = [(hits + z * z / 2) / (n + z * z) for hits, n in known]
     pairs = zip(shrunk, known, strict=True)
     variance = sum(q * (1 - q) / n for q, (_, n) in pairs) / len(known) ** 2
@@ -82,16 +82,53 @@ def mean_of_rates(rates: Sequence[Rate], confidence: float = CONFIDENCE) -> Rate
     return Rate(mean, low, high, None, sum(n for _, n in known))
 
 
+def mean_of_values(
+    groups: Sequence[Sequence[float]],
+    weights: Sequence[float] | None = None,
+    confidence: float = CONFIDENCE,
+) -> Rate:
+    """The mean of values in [0, 1], or a weighted mean of such means, with its interval.
+
+    `mean_of_rates` for values between 0 and 1: the variance of a group is that of its values and
+    z^2 more, half of them 0 and half 1, so that equal values keep an interval. For zeros and ones
+    it is the same formula.
+
+    Args:
+      groups: values of each group; none is empty.
+      weights: of the groups, with sum 1; alike unless given.
+      confidence: of the interval.
+    """
+    if not groups:
+        return Rate(None, 0.0, 1.0, None, 0)
+    z = z_score(confidence)
+    pseudo = z * z / 2
+    mean = middle = variance = 0.0
+    for weight, values in zip(weights or [1 / len(groups)] * len(groups), groups, strict=True):
+        n = len(values)
+        q = (sum(values) + pseudo) / (n + 2 * pseudo)
+        spread = (sum(x * x for x in values) + pseudo) / (n + 2 * pseudo) - q * q
+        mean += weight * statistics.fmean(values)
+        middle += weight * q
+        variance += weight**2 * spread / n
+    low, high = _score_limits(mean, middle * (1 - middle) / variance, z)
+    return Rate(mean, max(low, 0.0), min(high, 1.0), None, sum(map(len, groups)))
+
+
 def _score_limits(p: float, n: float, z: float) -> tuple[float, float]:
     """Wilson's limits; `n` need not be whole."""
     shrink = 1.0 / (1.0 + z * z / n)
     centre = shrink * (p + z * z / (2 * n))
-    half = shrink * z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    half = shrink * z * math.sqrt(max(p * (1 - p), 0.0) / n + z * z / (4 * n * n))
     # At 0 and 1 the limit is exactly 0 or 1; rounding would put it a hair inside.
-    return (0.0 if p == 0 else centre - half), (1.0 if p == 1 else centre + half)
+    return (0.0 if p <= 0 else centre - half), (1.0 if p >= 1 else centre + half)
 
 
-def _z(confidence: float) -> float:
+def z_score(confidence: float) -> float:
+    """Half the width of an interval in standard errors, for example 1.96 at 0.95.
+
+    Raises:
+      DataError: not strictly between 0 and 1.
+    """
     if not 0 < confidence < 1:
         raise DataError(f"confidence must lie strictly between 0 and 1, got {confidence}")
     return statistics.NormalDist().inv_cdf(0.5 + confidence / 2)

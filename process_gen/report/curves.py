@@ -143,6 +143,23 @@ def charts(history: Sequence[Record]) -> list[Chart]:
     return [_chart(name, splits) for name, splits in series(history).items()]
 
 
+def compared(
+    histories: Sequence[Sequence[Record]], names: Sequence[str]
+) -> tuple[list[Chart], dict[str, str]]:
+    """Small multiples with a line a run: its held-out values where it has some, else those of
+    training.
+
+    Returns:
+      The charts, and what each line's class stands for; up to 6 lines have colours of their own.
+    """
+    found: dict[str, dict[str, list[Point]]] = {}
+    labels = {f"run-{i % 6}": names[i] for i in reversed(range(len(names)))}
+    for i, history in enumerate(histories):
+        for name, splits in series(history).items():
+            found.setdefault(name, {})[f"run-{i % 6}"] = splits.get("eval") or splits["train"]
+    return [_chart(name, lines) for name, lines in found.items()], labels
+
+
 def _chart(name: str, splits: Mapping[str, Sequence[Point]]) -> Chart:
     values = [y for points in splits.values() for _, y in points]
     last = max(x for points in splits.values() for x, _ in points)

@@ -27,10 +27,22 @@ from process_gen.report.environment import environment
 from process_gen.report.panels import Panel, panels
 
 SMALL = 128  # px a side: up to here pictures are kept pixel by pixel and enlarged without blur
-LARGEST = 512  # px a side: larger pictures are shrunk to this in the report
+# Pictures on a page, and the px a side to which larger ones are shrunk: a page that a browser opens
+# in seconds holds 100 MB at most.
+LARGEST = ((600, 512), (1500, 384), (10**9, 256))
 FLUSH = 256  # pieces of the page written at once
 
-Verdicts = Mapping[str, bool]
+Verdicts = Mapping[str, bool | float]
+SORTS = (
+    ("order", "as painted"),
+    ("tag", "tag"),
+    ("wrong", "wrong first"),
+    ("steps", "most steps first"),
+    ("nfe", "most NFE first"),
+    ("seconds", "slowest first"),
+)
+# Settings that stand under the heading; all of them are in the table below.
+MADE = ("checkpoint", "checkpoint_hash", "weights", "mode", "seed", "dtype", "commit", "command")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +80,8 @@ def write_report(
     Args:
       path: of the HTML file, local or remote; its folder is made.
       trajectories: any modes; shown in this order.
-      verdicts: for each trajectory, name -> right or wrong, or None where nobody judged it.
+      verdicts: for each trajectory, name -> right or wrong, or a score from 0 to 1; None where
+        nobody judged it.
       title: heading of the page.
       settings: nested mappings, shown as a table of dotted names.
       scores: what `evaluation.strokes.score` gives.
@@ -82,24 +95,42 @@ def write_report(
         verdicts = [None] * len(trajectories)
     if len(verdicts) != len(trajectories):
         raise DataError(f"{len(verdicts)} verdicts for {len(trajectories)} paintings")
-    style, script = _source("report.css") + _source("curves.css"), _source("report.js")
-    template = environment().get_template("report.html")
-    stream = template.stream(
+    pairs = list(zip(trajectories, verdicts, strict=True))
+    largest = largest_side(sum(len(t.all_images) + 1 for t in trajectories))
+    flat = list(flatten(settings or {}))
+    write_page(
+        path,
+        "report.html",
         title=title,
-        style=style,
-        script=script,
-        policy=_policy(style, script),
+        note="",
         process=summarize(trajectories),
         sampled=any(t.finish_reason is not None for t in trajectories),
         scores=scores,
         rows=_score_rows(scores),
         charts=charts(curves or ()),
         size=VIEW,
-        settings=list(_flat(settings or {})),
+        made=_made(dict(flat)),
+        settings=flat,
         sections=[(section, _shown(section)) for section in sections],
-        facets=_facets(trajectories, verdicts),
-        paintings=_paintings(trajectories, verdicts),
+        facets=facets(
+            [tag_of(t) for t in trajectories],
+            [verdict_facets(judged) for _, judged in pairs],
+            [[len(t.steps)] if t.steps else [] for t in trajectories],
+            [[t.finish_reason] if t.finish_reason else [] for t in trajectories],
+        ),
+        sorts=SORTS,
+        paintings=(
+            item(number, [side("", t, judged or {}, largest)])
+            for number, (t, judged) in enumerate(pairs)
+        ),
     )
+
+
+def write_page(path: str | os.PathLike[str], template: str, **values: Any) -> None:
+    """Renders a page into a file, local or remote, a piece at a time; its folder is made."""
+    style, script = _source("report.css") + _source("curves.css"), _source("report.js")
+    page = environment().get_template(template)
+    stream = page.stream(style=style, script=script, policy=_policy(style, script), **values)
     stream.enable_buffering(FLUSH)
     file = epath.Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +140,7 @@ def write_report(
             out.write(text.encode("utf-8", "replace"))
 
 
-# ---- what the template shows ---------------------------------------------------------------------
+# ---- what the templates show ---------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,23 +153,99 @@ class _Picture:
     small: bool
 
 
-def _paintings(
-    trajectories: Sequence[Trajectory], verdicts: Sequence[Verdicts | None]
-) -> Iterator[dict[str, Any]]:
-    """One at a time, so that a report of many large pictures is never held as a whole."""
-    for trajectory, judged in zip(trajectories, verdicts, strict=True):
-        row: list[tuple[Panel, _Picture | None]] = [
-            (panel, None if panel.image is None else _picture(panel.image))
-            for panel in panels(trajectory)
-        ]
-        yield {
-            "trajectory": trajectory,
-            "tag": _tag(trajectory),
-            "verdicts": judged or {},
-            "facets": "|".join(_facet(name, right) for name, right in (judged or {}).items()),
-            "panels": row,
-            "large": any(picture is not None and not picture.small for _, picture in row),
-        }
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One run's painting of a prompt; `trajectory` is None where it painted none."""
+
+    name: str
+    trajectory: Trajectory | None
+    verdicts: Verdicts
+    panels: Sequence[tuple[Panel, _Picture | None]] = ()
+    large: bool = False
+
+
+def side(name: str, trajectory: Trajectory | None, verdicts: Verdicts, largest: int) -> Side:
+    """A painting with its pictures, none larger than `largest` px a side."""
+    if trajectory is None:
+        return Side(name, None, verdicts)
+    row = [
+        (panel, None if panel.image is None else _picture(panel.image, largest))
+        for panel in panels(trajectory)
+    ]
+    large = any(picture is not None and not picture.small for _, picture in row)
+    return Side(name, trajectory, verdicts, row, large)
+
+
+def item(order: int, sides: Sequence[Side], **more: str) -> dict[str, Any]:
+    """One prompt of the page: its sides, and what it is filtered and sorted by.
+
+    Args:
+      order: its place on the page.
+      sides: paintings of the prompt, at least one of them there.
+      **more: further facets.
+    """
+    painted = [one.trajectory for one in sides if one.trajectory is not None]
+    sampled = [t.sampled for t in painted if t.sampled is not None]
+    values = [float(value) for one in sides for value in one.verdicts.values()]
+    steps = [len(t.steps) for t in painted if t.steps]
+    return {
+        "prompt": painted[0].prompt,
+        "tag": tag_of(painted[0]),
+        "sides": sides,
+        "data": {
+            "order": order,
+            "tag": tag_of(painted[0]),
+            "verdict": "|".join(v for one in sides for v, _ in verdict_facets(one.verdicts)),
+            "end": "|".join(t.finish_reason for t in painted if t.finish_reason),
+            "steps": "|".join(map(str, steps)),
+            "most": max(steps, default=0),
+            "nfe": max((s.nfe for s in sampled), default=0),
+            "seconds": max((s.seconds for s in sampled), default=0),
+            "right": sum(values) / len(values) if values else 2,  # unjudged ones come last
+            **more,
+        },
+    }
+
+
+def facets(
+    tags: Sequence[str],
+    verdicts: Sequence[Sequence[tuple[str, str]]],
+    steps: Sequence[Sequence[int]],
+    ends: Sequence[Sequence[str]],
+) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Filters: name, label and the values that occur, each with its text; a sequence a painting."""
+    found = dict.fromkeys(facet for judged in verdicts for facet in judged)
+    names = list(dict.fromkeys(value.rpartition(":")[0] for value, _ in found))
+    counts = sorted({count for own in steps for count in own})
+    return [
+        ("tag", "tag", [(tag, tag) for tag in dict.fromkeys(tags) if tag]),
+        (
+            "verdict",
+            "verdict",
+            [(f"{name}:{what}", f"{name} {what}") for name in names for what in ("right", "wrong")],
+        ),
+        ("steps", "steps", [(str(count), str(count)) for count in counts]),
+        (
+            "end",
+            "ended",
+            [(e, e.replace("_", " ")) for e in dict.fromkeys(e for own in ends for e in own)],
+        ),
+    ]
+
+
+def verdict_facets(judged: Verdicts | None) -> list[tuple[str, str]]:
+    """Value and text of each verdict for the filter; scores between 0 and 1 are none."""
+    found = []
+    for name, value in (judged or {}).items():
+        if isinstance(value, bool):
+            what = "right" if value else "wrong"
+            found.append((f"{name}:{what}", f"{name} {what}"))
+    return found
+
+
+def largest_side(pictures: int) -> int:
+    """Px a side to which pictures are shrunk on a page with so many."""
+    return next(side for most, side in LARGEST if pictures <= most)
 
 
 def _shown(section: Section) -> list[tuple[str, _Picture]]:
@@ -149,12 +256,12 @@ def _shown(section: Section) -> list[tuple[str, _Picture]]:
     ]
 
 
-def _picture(image: Image) -> _Picture:
+def _picture(image: Image, largest: int) -> _Picture:
     height, width = image.shape[:2]
     if max(height, width) <= SMALL:
         return _Picture(_data_url("png", encode_png(image)), width, height, True)
     picture = PILImage.fromarray(image)
-    picture.thumbnail((LARGEST, LARGEST), PILImage.Resampling.LANCZOS)
+    picture.thumbnail((largest, largest), PILImage.Resampling.LANCZOS)
     out = io.BytesIO()
     picture.save(out, format="WEBP", quality=88)
     return _Picture(_data_url("webp", out.getvalue()), picture.width, picture.height, False)
@@ -164,30 +271,18 @@ def _data_url(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _tag(trajectory: Trajectory) -> str:
+def tag_of(trajectory: Trajectory) -> str:
+    """The tag of its prompt; empty where it has none."""
     return str(trajectory.metadata.get("tag") or "")
 
 
-def _facet(name: str, right: bool) -> str:
-    return f"{name}:{'right' if right else 'wrong'}"
-
-
-def _facets(
-    trajectories: Sequence[Trajectory], verdicts: Sequence[Verdicts | None]
-) -> dict[str, list[tuple[str, str]]]:
-    """Values that occur, for the filters: facet -> (value, text)."""
-    tags = dict.fromkeys(tag for t in trajectories if (tag := _tag(t)))
-    ends = dict.fromkeys(t.finish_reason for t in trajectories if t.finish_reason)
-    names = dict.fromkeys(name for judged in verdicts if judged for name in judged)
-    return {
-        "tag": [(tag, tag) for tag in tags],
-        "verdict": [
-            (_facet(name, right), f"{name} {'right' if right else 'wrong'}")
-            for name in names
-            for right in (True, False)
-        ],
-        "end": [(end, end.replace("_", " ")) for end in ends],
-    }
+def _made(settings: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The few settings under the heading."""
+    names = (*MADE[:-2], "sampler.guidance", "sampler.denoise_steps")
+    if settings.get("mode") not in (None, "process"):
+        names = (*MADE[:-2], "sampler.one_shot_guidance", "sampler.one_shot_steps")
+    found = [(name, settings[name]) for name in (*names, *MADE[-2:]) if name in settings]
+    return [(name.removeprefix("sampler.").replace("_", " "), value) for name, value in found]
 
 
 def _score_rows(scores: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:
@@ -196,10 +291,11 @@ def _score_rows(scores: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str
     return [*scores["tags"].items(), ("overall", {"n": scores["n"], **scores["overall"]})]
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings under dotted names, as text."""
     for name, value in settings.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", str(value)
 

@@ -39,7 +39,7 @@ def show(
 
 def rate_table(rates: Mapping[str, Mapping[str, Any]]) -> Table:
     """A line a rate: percent, interval, and out of how many."""
-    table = _table("rate", "%", "interval", "of")
+    table = plain_table("rate", "%", "interval", "of")
     for name, rate in rates.items():
         table.add_row(name.replace("_", " "), *_cells({name: rate}, [name]), str(rate["n"]))
     return table
@@ -47,7 +47,7 @@ def rate_table(rates: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def loss_table(history: Sequence[Mapping[str, Any]]) -> Table:
     """A line a metric: first and last value of the training and of the held-out split."""
-    table = _table("losses", "train first", "train last", "eval first", "eval last")
+    table = plain_table("losses", "train first", "train last", "eval first", "eval last")
     for name, splits in series(history).items():
         cells = []
         for split in ("train", "eval"):
@@ -62,7 +62,7 @@ def score_table(scores: Mapping[str, Any]) -> Table:
     names = list(scores["overall"])
     level = f"{100 * scores['confidence']:g}%"
     heads = [head for name in names for head in (name, f"{level} interval")]
-    table = _table(scores["suite"], "n", *heads)
+    table = plain_table(scores["suite"], "n", *heads)
     for tag, row in scores["tags"].items():
         table.add_row(tag, str(row["n"]), *_cells(row, names))
     table.add_section()
@@ -99,7 +99,8 @@ def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     return cells
 
 
-def _table(first: str, *heads: str) -> Table:
+def plain_table(first: str, *heads: str) -> Table:
+    """A table without frames; the first column holds words, the others numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column(first)
     for head in heads:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 
 from process_gen.checkpoint import bagel, manager, shipped
+from process_gen.core import trees
 from process_gen.core.configs import Config, SamplerConfig
 from process_gen.core.errors import CheckpointError, ConfigError, DataError
 from process_gen.core.grammar import Kind, context_kinds
@@ -129,13 +130,15 @@ class Painter:
         images: Sequence[Image] = (),
         stop: Callable[[], bool] | None = None,
         unfinished: bool = False,
+        skip: Container[tuple[int, int]] = (),
         **settings: Any,
     ) -> Iterator[Trajectory]:
         """Yields paintings as they are finished, in no particular order; see `paint`.
 
         `stop` is asked between calls to the device; once it answers True, what is under way is
         closed as "stopped" and nothing new is begun. With `unfinished`, a painting comes after each
-        of its parts too, its `finish_reason` still None; modes process and one_shot only.
+        of its parts too, its `finish_reason` still None; modes process and one_shot only. Paintings
+        in `skip`, (index, sample), are left out; the others are what they would be with them.
         """
         check_mode(self.config, mode, len(images))
         if num < 1:
@@ -148,6 +151,7 @@ class Painter:
             Request(*read_prompt(prompt), index, sample, self._given(prompt, mode, picture_size))
             for index, prompt in enumerate(prompts)
             for sample in range(num)
+            if (index, sample) not in skip
         )
         stop = stop or (lambda: False)
         if mode in interleaved.MODES:
@@ -237,6 +241,11 @@ class Painter:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer."""
         return self._tokenizer
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that name the weights, `trees.fingerprint`; read from the device once."""
+        return trees.fingerprint({"model": self.weights.model, "vae": self.weights.vae})
 
 
 def load(path: str = "", *, weights: str = "ema", step: int | str = "latest") -> Painter:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -49,10 +49,11 @@ class Recorder:
     Args:
       folder: where the files go, local or remote; made if need be. Files of the same name are
         overwritten.
+      before: lines of an earlier run whose pictures are there, see `unfinished`.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]):
-        self.folder = epath.Path(folder)
+    def __init__(self, folder: str | os.PathLike[str], before: Sequence[Mapping[str, Any]] = ()):
+        self.folder, self._before = epath.Path(folder), before
         self._places: list[tuple[int, int, int, int]] = []  # index, sample, offset, bytes
         self._end = 0
 
@@ -60,6 +61,8 @@ class Recorder:
         for name in (PICTURES, STEPS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._file = (self.folder / PART).open("wb")
+        for record in self._before:
+            self._write(record)
         return self
 
     def add(self, trajectory: Trajectory) -> dict[str, Any]:
@@ -72,12 +75,15 @@ class Recorder:
         if sampled is None:
             raise DataError("only sampled trajectories have an index, a sample and a seed")
         record = self._record(trajectory, sampled)
+        self._write(record)
+        return record
+
+    def _write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
-        self._places.append((sampled.index, sampled.sample, self._end, len(line)))
+        self._places.append((record["index"], record["sample"], self._end, len(line)))
         self._end += len(line)
-        return record
 
     def _record(self, trajectory: Trajectory, sampled: Sampled) -> dict[str, Any]:
         name = stem(sampled)
@@ -139,30 +145,91 @@ def read(path: str | os.PathLike[str]) -> Iterator[Trajectory]:
     Raises:
       DataError: no such file, or a line that is not a painting; the text names the line.
     """
+    file = _file(path)
+    return (_load(record, file.parent, where) for record, where in _lines(file))
+
+
+def lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """The lines of paintings as dicts, without their pictures; `load` reads one's pictures.
+
+    Args:
+      path: see `read`.
+
+    Raises:
+      DataError: no such file, or a line that is no JSON object; what it holds is not checked.
+    """
+    return (record for record, _ in _lines(_file(path)))
+
+
+def load(record: Mapping[str, Any], folder: str | os.PathLike[str]) -> Trajectory:
+    """The painting of a line, with its pictures out of the records' folder.
+
+    Raises:
+      DataError: the line is not a painting, or a picture cannot be read.
+    """
+    return _load(record, epath.Path(folder), f"painting in {folder}")
+
+
+def unfinished(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """What a run that goes on need not paint again: its lines, without those that were stopped.
+
+    Raises:
+      DataError: a line that is no JSON object with its place.
+    """
+    found: dict[tuple[int, int], dict[str, Any]] = {}
+    for name in (FINISHED, PART):
+        if not (epath.Path(folder) / name).exists():
+            continue
+        for record, where in _lines(epath.Path(folder) / name):
+            place = _take(record, "index", (int,), where), _take(record, "sample", (int,), where)
+            if record.get("finish_reason") != "stopped":
+                found[place] = record
+    return list(found.values())
+
+
+def pictures(record: Mapping[str, Any]) -> int:
+    """Number of painted pictures of a line."""
+    steps = [step[name] for step in record["steps"] for name in ("sketch", "refined")]
+    count = sum(name is not None for name in steps)
+    return count if record["steps"] else int(record["final_image"] is not None)
+
+
+def _file(path: str | os.PathLike[str]) -> epath.Path:
     file = epath.Path(path)
     if file.is_dir():
         file = file / FINISHED
     if not file.exists():
         raise DataError(f"no paintings at {file}")
-    return _read(file)
+    return file
 
 
-def _read(file: epath.Path) -> Iterator[Trajectory]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+def _lines(file: epath.Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Each line's object, and where it stands."""
+    with file.open("rb") as rows:
+        for number, line in enumerate(rows, 1):
             if not line.endswith(b"\n") and file.name == PART:
                 return
             if not line.strip():
                 continue
             where = f"{file}, line {number}"
             try:
-                trajectory = _from_record(json.loads(line), file.parent, where)
-                validate(trajectory)
-            except (TrajectoryError, ValueError, RecursionError) as error:
-                if isinstance(error, DataError):
-                    raise
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{where}: {error}") from error
-            yield trajectory
+            if not isinstance(record, dict):
+                raise DataError(f"{where}: wanted an object, got {str(record)[:40]!r}")
+            yield record, where
+
+
+def _load(record: Mapping[str, Any], folder: epath.Path, where: str) -> Trajectory:
+    try:
+        trajectory = _from_record(record, folder, where)
+        validate(trajectory)
+    except DataError:
+        raise
+    except (TrajectoryError, ValueError, RecursionError) as error:
+        raise DataError(f"{where}: {error}") from error
+    return trajectory
 
 
 _NULL = type(None)
@@ -180,10 +247,10 @@ def _take(record: Any, key: str, kinds: tuple[type, ...], where: str) -> Any:
 
 def _image(record: Any, key: str, folder: epath.Path, where: str) -> Image | None:
     name = _take(record, key, (str, _NULL), where)
-    return None if name is None else _load(name, folder, f"{where}: {key!r}")
+    return None if name is None else _image_file(name, folder, f"{where}: {key!r}")
 
 
-def _load(name: str, folder: epath.Path, where: str) -> Image:
+def _image_file(name: str, folder: epath.Path, where: str) -> Image:
     # A file that somebody sends must not read others beside it.
     if "\0" in name or os.path.isabs(name) or ".." in name.replace("\\", "/").split("/"):
         raise DataError(f"{where} is not a path below the file's folder: {name[:80]!r}")
@@ -213,7 +280,7 @@ def _from_record(record: Any, folder: epath.Path, where: str) -> Trajectory:
     return Trajectory(
         prompt=_take(record, "prompt", (str,), where),
         mode=_take(record, "mode", (str,), where),
-        inputs=tuple(_load(name, folder, f"{where}: 'inputs'") for name in inputs),
+        inputs=tuple(_image_file(name, folder, f"{where}: 'inputs'") for name in inputs),
         steps=tuple(steps),
         final_image=_image(record, "final_image", folder, where),
         text=_take(record, "text", text, where),

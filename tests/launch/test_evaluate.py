@@ -41,6 +41,7 @@ class PerfectPainter:
 
     config = Config()
     meta = {"path": "nowhere/checkpoints/3", "step": 3, "weights": "ema"}
+    fingerprint = "f00d"
 
     def __init__(self):
         self.wrong, self.interrupt_after, self.asked = 0, None, []

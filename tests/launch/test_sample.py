@@ -34,13 +34,14 @@ class FakePainter:
 
     config = Config()
     meta = {"path": "nowhere/checkpoints/3", "step": 3, "weights": "ema"}
+    fingerprint = "f00d"
 
     def __init__(self, interrupt_after=None):
         self.asked, self.interrupt_after = [], interrupt_after
 
-    def stream(self, prompts, *, mode, seed, num, size, images, stop, **settings):
+    def stream(self, prompts, *, mode, seed, num, size, images, stop, skip=(), **settings):
         self.asked.append({"mode": mode, "seed": seed, "num": num, "size": size, **settings})
-        places = [(i, s) for i in range(len(prompts)) for s in range(num)]
+        places = [(i, s) for i in range(len(prompts)) for s in range(num) if (i, s) not in skip]
         for n, (index, number) in enumerate(reversed(places)):
             prompt, metadata = read_prompt(prompts[index])
             if n == self.interrupt_after:
@@ -99,6 +100,34 @@ def test_everything_is_written(fake, tmp_path, capsys):
     assert (told["step"], told["seed"], told["prompts"], told["blank_lines"]) == (3, 9, 2, 1)
     assert told["settings"]["guidance"] == 1.5 and told["dtype"] == "float32"
     assert (tmp_path / told["out"]["report"]).exists()
+
+
+def test_an_interrupted_run_goes_on(fake, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--checkpoint=x", "--prompt=a", "--prompt=b", "--num=3", f"--out={out}"]
+    fake.interrupt_after = 2
+    with pytest.raises(SystemExit) as stopped:
+        call(*words)
+    assert stopped.value.code == 130
+    first = lines_of(out)
+    assert [r["finish_reason"] for r in first] == ["stopped", "finished", "finished"]
+    fake.interrupt_after = None
+    kept = out / first[-1]["final_image"]
+    kept.write_bytes(kept.read_bytes() + b" ")  # a mark: what is there is not painted again
+    call(*words, "--resume", "--json")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["finish_reasons"] == {"finished": 6} and told["nfe"] == 60
+    assert told["checkpoint_hash"] == "f00d" and "--resume" in told["command"]
+    places = [(r["index"], r["sample"]) for r in lines_of(out)]
+    assert places == [(i, s) for i in range(2) for s in range(3)]
+    assert kept.read_bytes().endswith(b" ")
+    assert (out / "report.html").read_text("utf-8").count("<article") == 6
+
+    for change, name in (("--seed=1", "seed"), ("--prompt=c", "prompts_hash"), ("--num=4", "num")):
+        with pytest.raises(SystemExit) as refused:
+            call(*words, "--resume", change)
+        assert refused.value.code == 2 and f"another {name}" in capsys.readouterr().err
+    assert len(lines_of(out)) == 6
 
 
 def test_flags_reach_the_painter(fake, tmp_path):

@@ -189,7 +189,11 @@ def test_everything_is_shown(tmp_path):
     assert all("geneval:right" in a["data-verdict"].split("|") for a in page.all("article"))
     assert len(page.all("img")) == 7 * 3  # the finished picture is the last sketch, shown once
     assert all(a["alt"] and a["class"] == "small" for a in page.all("img"))
-    assert [a["name"] for a in page.all("select")] == ["tag", "verdict"]  # one ending: no filter
+    assert [a["name"] for a in page.all("select")] == [
+        "tag",
+        "verdict",
+        "sort",
+    ]  # one ending: no filter
     assert "hidden" in page.all("form")[0]
 
 
