@@ -155,7 +155,8 @@ class Ledger:
             "scores": scores,
             **({"also": also} if also else {}),
         }
-        text = json.dumps(result, indent=1) + "\n"
+        # Folders of the machine mean nothing to others.
+        text = json.dumps(result, indent=1).replace(f"{self.workdir.resolve()}/", "") + "\n"
         _write(folder / DONE, text)
         (folder / SPENT).unlink(missing_ok=True)
         if self.record is not None:

@@ -70,10 +70,42 @@ def resampled(name: str, of: str, about: str, *more: str, suite: str = "strokes"
     return Trial(name, (command,), (of,), "eval/scores.json", (), about)
 
 
+def shipped(name: str, about: str, *more: str, suite: str = "strokes") -> Trial:
+    """Scores the painter that comes along, with other settings of the sampler."""
+    where = (f"--suite={suite}", "--out={here}/eval", "--overwrite", "--set=batch=32")
+    command = ("launch.evaluate", *where, *more)
+    return Trial(name, (command,), (), "eval/scores.json", (), about)
+
+
 def get_sweep() -> list[Trial]:
     """All arms, the most valuable first."""
     full = (f"--config.train.flops={FULL}", "--config.optimizer.ema_decay=0.997")
     trials = [
+        shipped(
+            f"painter_one_shot_guidance_{scale}",
+            f"shipped painter, one-shot, guidance {scale}",
+            "--one_shot",
+            f"--set=one_shot_guidance={scale}",
+        )
+        for scale in (1, 2, 5)
+    ]
+    trials += [
+        shipped(
+            f"painter_denoise_{steps}",
+            f"shipped painter, {steps} denoising steps a picture",
+            f"--set=denoise_steps={steps}",
+        )
+        for steps in (4, 8, 16, 32)
+    ]
+    trials += [
+        shipped(
+            f"painter_guidance_{scale}",
+            f"shipped painter, in steps, guidance {scale}",
+            f"--set=guidance={scale}",
+        )
+        for scale in (1, 2, 3)
+    ]
+    trials += [
         painter("process_s0", "process", "everything"),
         control("one_shot_s0", "one-shot, guidance 3"),
     ]
