@@ -80,6 +80,8 @@ setup(
             "data/assets/*.json",
             "checkpoint/painter/*",
             "curation/templates/*.j2",
+            "evaluation/benchmarks/prompts/**/*",
+            "evaluation/benchmarks/rubrics/*.j2",
             *(f"report/**/*.{suffix}" for suffix in ("html", "j2", "css", "js")),
         ]
     },

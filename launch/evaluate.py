@@ -1,23 +1,24 @@
 """Paint a suite's prompts and score the pictures.
 
     python -m launch.evaluate --checkpoint=runs/tiny --suite=strokes --out=runs/tiny/eval
+    python -m launch.evaluate --checkpoint=runs/bagel --suite=geneval --out=runs/bagel/geneval
 
---checkpoint=DIR      a run's directory or a checkpoint; default: the painter that comes along
---step=STEP           latest (default), best, or a number, of a working directory
---weights=ema|params  averaged weights (default) or the plain ones
---suite=strokes       what is scored: held-out prompts of seven tags, judged by the oracle; or
---suite=inspection    paintings cut off after a sketch, N of each tag with a fault that was put in
-                      and 2 N right ones: what is said of the sketch, and what is made of it
---num_per_tag=N       prompts a tag (100)
---prompts=FILE        these prompts instead: metadata JSONL with Strokes requirements
---one_shot            paint at once instead of step by step
---seed=S              of the prompts and of the paintings (0)
---set=KEY=VALUE       a setting of the sampler: --set=guidance=2 --set=temperature=0
+--checkpoint=DIR, --step=STEP, --weights=ema|params, --mode=MODE, --size=HxW, --seed=S,
+--set=KEY=VALUE       as of launch.sample; --one_shot is --mode=one_shot
+--suite=strokes       held-out prompts of seven tags, judged by the oracle; inspection: paintings
+                      cut off after a sketch, half as many with a fault as without
+--suite=geneval       (genevalpp, t2i_compbench, wise_legacy, wise_verified) paints in the folder
+                      layout of the official scorer; --resume goes on
+--results=PATH        what that scorer wrote: reads it into scores and report; paints nothing
+--judge=KEY=VALUE     WISE: the endpoint that judges (base_url, chat_model, api_key_env, ...)
+--prompts=PATH        these prompts instead; WISE's come from your clone of it
+--num_per_tag=N       prompts a tag (strokes: 100, inspection: 100, others: all)
+--num=K               paintings a prompt (geneval 4, t2i_compbench 10, others 1)
 --out=DIR             folder; --overwrite replaces an earlier run's files in it, --resume goes on
---json                print one JSON object as the last line
+--json                print one JSON object as the last line; --show=N paintings on the report
 
 Prints shares with 95 % intervals; writes scores.json (the object that --json prints), report.html
-with every painting, and trajectories.jsonl (docs/sampling.md). docs/evaluation.md explains them.
+and trajectories.jsonl (docs/sampling.md). docs/evaluation.md explains them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import common, painting
+from launch import benchmarks, common, painting
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.trajectory import Trajectory
 from process_gen.evaluation import judged, probes, stepwise
@@ -37,6 +38,7 @@ from process_gen.evaluation.strokes import score
 from process_gen.report import summary
 from process_gen.report.html import write_report
 from process_gen.report.runs import strokes_verdicts
+from process_gen.report.scores import flat
 from process_gen.sampling import prompt_file, records
 from process_gen.strokes import oracle
 from process_gen.strokes.prompts import TAGS, check, held_out_requirements
@@ -81,21 +83,12 @@ def requirements(path: str | None, num_per_tag: int, seed: int) -> list[Mapping[
     return checked
 
 
-def flat(scores: Any) -> Any:
-    """Scores with a number a key: `exact`, `exact_low`, `exact_high`, and so on, at any depth."""
-    if not isinstance(scores, Mapping):
-        return scores
-    out: dict[str, Any] = {}
-    for name, value in scores.items():
-        if isinstance(value, Mapping) and {"rate", "low", "high"} <= value.keys():
-            out |= {name: value["rate"], f"{name}_low": value["low"], f"{name}_high": value["high"]}
-        else:
-            out[name] = flat(value)
-    return out
+def _per_tag(values: flags.FlagValues) -> int:
+    return values.num_per_tag or 100
 
 
 def _strokes_prompts(values: flags.FlagValues) -> list[Mapping[str, Any]]:
-    return requirements(values.prompts, values.num_per_tag, values.seed)
+    return requirements(values.prompts, _per_tag(values), values.seed)
 
 
 def _strokes_score(prompts: Sequence[Any], painted: Sequence[Trajectory]) -> dict[str, Any]:
@@ -120,7 +113,7 @@ def _rates(scores: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _probes(values: flags.FlagValues) -> list[probes.Probe]:
     if painting.read_mode(values) != "process" or values.prompts:
         raise ConfigError("--suite=inspection takes neither another mode nor --prompts")
-    count = values.num_per_tag * len(TAGS)
+    count = _per_tag(values) * len(TAGS)
     return probes.make_probes(count, 2 * count, values.seed)
 
 
@@ -139,15 +132,26 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     painting.define_flags(values)
     flags.DEFINE_string("suite", None, "what is scored", flag_values=values)
-    flags.DEFINE_integer("num_per_tag", 100, "prompts a tag", 1, flag_values=values)
+    flags.DEFINE_integer("num_per_tag", None, "prompts a tag", 1, flag_values=values)
+    flags.DEFINE_integer("num", None, "paintings a prompt", 1, flag_values=values)
+    flags.DEFINE_multi_string("results", [], "what a scorer wrote", flag_values=values)
+    flags.DEFINE_multi_string("judge", [], "KEY=VALUE of an endpoint", flag_values=values)
+    flags.DEFINE_integer("show", None, "paintings on the report", 0, flag_values=values)
     flags.DEFINE_string("out", None, "folder to write", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Paints, judges, writes scores and report."""
     name = common.required(values, "suite")
+    if name in benchmarks.BENCHMARKS:
+        benchmarks.run(values, benchmarks.BENCHMARKS[name])
+        return
     if name not in SUITES:
-        raise ConfigError(f"--suite={name} is unknown; there is {', '.join(SUITES)}")
+        known = ", ".join([*SUITES, *benchmarks.BENCHMARKS])
+        raise ConfigError(f"--suite={name} is unknown; there is {known}")
+    for flag in ("results", "judge", "num"):
+        if values[flag].present:
+            raise ConfigError(f"--{flag} belongs to {', '.join(benchmarks.BENCHMARKS)}")
     suite = SUITES[name]
     settings = painting.sampler_settings(values["set"].value or ())
     mode, size = painting.read_mode(values), painting.read_size(values.size) or (SIZE, SIZE)
@@ -184,10 +188,10 @@ def main(values: flags.FlagValues) -> None:
     scores = None if done.stopped else suite.score(prompts, done.trajectories)
     write_report(
         out / painting.REPORT,
-        done.trajectories,
-        verdicts=verdicts,
+        done.trajectories[: values.show],
+        verdicts=verdicts[: values.show],
         title=f"Suite {name}, {mode} mode",
-        settings={**made_by, "prompts": values.prompts or f"held out, {values.num_per_tag} a tag"},
+        settings={**made_by, "prompts": values.prompts or f"held out, {_per_tag(values)} a tag"},
         scores=scores if suite.table else None,
         curves=painting.history(painter),
     )

@@ -379,7 +379,7 @@ def provenance(
         "seed": seed,
         "num": num,
         "size": f"{size[0]}x{size[1]}" if size else "the model's",
-        "prompts_hash": _hash(prompts),
+        "prompts_hash": hash_of(prompts),
         "dtype": painter.config.model.dtype,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
@@ -389,7 +389,8 @@ def provenance(
     }
 
 
-def _hash(prompts: Sequence[Any]) -> str:
+def hash_of(prompts: Sequence[Any]) -> str:
+    """16 hex digits that name what is painted, metadata included."""
     words = [p.prompt if isinstance(p, Trajectory) else p for p in prompts]
     text = json.dumps(words, sort_keys=True, default=dict)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

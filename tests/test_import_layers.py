@@ -7,7 +7,8 @@ The layers, lowest first; a package may import lower layers only, never one besi
     strokes, kernels, losses, checkpoint
     models, data
     train, sampling
-    curation, evaluation
+    curation
+    evaluation
     report
     the modules of process_gen itself (the Python API)
     launch
@@ -35,7 +36,8 @@ LAYERS = (
     ("strokes", "kernels", "losses", "checkpoint"),
     ("models", "data"),
     ("train", "sampling"),
-    ("curation", "evaluation"),
+    ("curation",),
+    ("evaluation",),
     ("report",),
 )
 LEVELS = {f"process_gen.{name}": level for level, names in enumerate(LAYERS) for name in names}

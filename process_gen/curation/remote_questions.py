@@ -120,11 +120,11 @@ class ChatQuestion:
         """What the response says it took."""
         return _usage(body, "prompt_tokens", "completion_tokens", 0)
 
-    def answer(self, body: Mapping[str, Any]) -> Any:
-        """The JSON answer in a response's body.
+    def said(self, body: Mapping[str, Any]) -> str:
+        """The text of the answer in a response's body.
 
         Raises:
-          Unfit: "refused", "cut off", "malformed answer" or "malformed JSON".
+          Unfit: "refused", "cut off" or "malformed answer".
         """
         try:
             choice = body["choices"][0]
@@ -142,7 +142,15 @@ class ChatQuestion:
             raise Unfit("cut off", "the answer reached the server's token limit")
         if not isinstance(text, str):
             raise Unfit("malformed answer", "the message has no text")
-        text = text.strip()
+        return text.strip()
+
+    def answer(self, body: Mapping[str, Any]) -> Any:
+        """The JSON answer in a response's body.
+
+        Raises:
+          Unfit: "refused", "cut off", "malformed answer" or "malformed JSON".
+        """
+        text = self.said(body)
         if text.startswith("```") and text.endswith("```"):  # some models cannot leave it
             text = text[3:-3].removeprefix("json")
         try:

@@ -277,12 +277,14 @@ def tag_of(trajectory: Trajectory) -> str:
 
 
 def _made(settings: Mapping[str, str]) -> list[tuple[str, str]]:
-    """The few settings under the heading."""
-    names = (*MADE[:-2], "sampler.guidance", "sampler.denoise_steps")
-    if settings.get("mode") not in (None, "process"):
-        names = (*MADE[:-2], "sampler.one_shot_guidance", "sampler.one_shot_steps")
-    found = [(name, settings[name]) for name in (*names, *MADE[-2:]) if name in settings]
-    return [(name.removeprefix("sampler.").replace("_", " "), value) for name, value in found]
+    """The few settings under the heading; those of the sampler as reports or as files have them."""
+    shot = "one_shot_" if settings.get("mode") not in (None, "process") else ""
+    steps = "one_shot_steps" if shot else "denoise_steps"
+    sampler = [
+        f"{part}.{n}" for n in (f"{shot}guidance", steps) for part in ("sampler", "settings")
+    ]
+    found = [n for n in (*MADE[:-2], *sampler, *MADE[-2:]) if n in settings]
+    return [(name.rpartition(".")[2].replace("_", " "), settings[name]) for name in found]
 
 
 def _score_rows(scores: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:

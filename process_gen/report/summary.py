@@ -32,7 +32,8 @@ def show(
         console.print(loss_table(history))
     if scores:
         console.print(score_table(scores))
-        console.print(process_line(scores["process"]), markup=False, soft_wrap=True)
+        if "process" in scores:
+            console.print(process_line(scores["process"]), markup=False, soft_wrap=True)
     if rates:
         console.print(rate_table(rates))
 

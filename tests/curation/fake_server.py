@@ -219,7 +219,7 @@ class FakeServer:
             return {"created": 0, "data": [item], "usage": usage}
         wanted = body.get("response_format", {}).get("json_schema", {"name": "judge"})["name"]
         answer = self.answers[wanted](_user_text(body))
-        text = json.dumps(answer)
+        text = answer if isinstance(answer, str) else json.dumps(answer)
         if behaviour == "against schema":
             text = json.dumps({key: 7 for key in answer})
         elif behaviour == "extra field":

@@ -209,7 +209,8 @@ def test_an_interrupted_suite_is_not_scored(painter, tmp_path, capsys):
     [
         (["--suite=strokes", "--out=x"], "python -m launch.train"),
         (["--checkpoint=x", "--out=x"], "--suite is missing"),
-        (["--checkpoint=x", "--suite=geneval", "--out=x"], "--suite=geneval is unknown"),
+        (["--checkpoint=x", "--suite=geneva", "--out=x"], "--suite=geneva is unknown"),
+        (["--checkpoint=x", "--suite=strokes", "--out=x", "--num=2"], "--num belongs to geneval"),
         (["--checkpoint=x", "--suite=strokes"], "--out is missing"),
         (["--checkpoint=x", "--suite=strokes", "--out=x", "--num_per_tag=0"], "num_per_tag"),
         (["--checkpoint=x", "--suite=strokes", "--out=x", "--set=batch=0"], "batch must be"),

@@ -1,0 +1,1 @@
+"""The community's benchmarks: their prompts, folders, results and counting rules."""
