@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.param_dtype = "float32"  # updates of 2e-5 vanish in bfloat16 weights
     config.model.layers = "scan"
     config.model.remat = "full"
-    config.model.attention = "chunked"
+    config.model.attention = "auto"  # kernels on TPUs, plain JAX elsewhere
 
     if arg:
         config.data.sources = ({"kind": "folder", "path": arg},)

@@ -7,7 +7,7 @@ The layers, lowest first; a package may import lower layers only, never one besi
     strokes, kernels, losses, checkpoint
     models, data
     train, sampling
-    curation
+    curation, aot
     evaluation
     report
     the modules of process_gen itself (the Python API)
@@ -36,7 +36,7 @@ LAYERS = (
     ("strokes", "kernels", "losses", "checkpoint"),
     ("models", "data"),
     ("train", "sampling"),
-    ("curation",),
+    ("curation", "aot"),
     ("evaluation",),
     ("report",),
 )

@@ -78,7 +78,7 @@ class ModelConfig:
       remat: what the backward pass computes again: "none", "dots" (all but matmuls), "full" (each
         layer from its input), "attention" (that, but for the attention itself, whose output is
         kept), or "offload" (likewise, with inputs and outputs in the host's memory meanwhile).
-      attention: implementation in `kernels`.
+      attention: implementation in `kernels`; "auto" is "pallas" on TPUs and "chunked" elsewhere.
       freeze_und: stops the gradients of und tokens in every layer, so that the understanding expert
         and all that comes before it stay as they are; the head on top still learns.
       lora: adapters; with any, nothing else is trained.
@@ -108,7 +108,7 @@ class ModelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     layers: Literal["scan", "unroll"] = "unroll"
     remat: Literal["none", "dots", "full", "attention", "offload"] = "none"
-    attention: Literal["dense", "chunked", "pallas"] = "dense"
+    attention: Literal["dense", "chunked", "pallas", "auto"] = "dense"
     freeze_und: bool = False
     lora: LoraConfig = LoraConfig()
     vit: VitSizes = VitSizes()

@@ -9,6 +9,7 @@ Grouped query heads are supported. A query that sees no key returns 0 and has ze
 * `chunked` walks over blocks of keys with a running softmax and recomputes them in the backward
   pass: no Sq x Sk array on any platform.
 * `pallas` is the same walk as TPU kernels (`flash_tpu`), skipping blocks that nobody sees.
+* `auto` is `pallas` on TPUs and `chunked` elsewhere.
 """
 
 from __future__ import annotations
@@ -25,11 +26,23 @@ from process_gen.kernels.per_shard import per_shard
 
 __all__ = ["IMPLEMENTATIONS", "Attention", "KeyBlock", "chunked", "dense", "interval_attention"]
 
+
+def _by_platform(
+    q_BxSxHxDh: jax.Array, order_BxS: jax.Array, blocks: Sequence[KeyBlock]
+) -> jax.Array:
+    """What is best on the devices of the mesh in force, which need not be here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    name = "pallas" if platform == "tpu" else "chunked"
+    return IMPLEMENTATIONS[name](q_BxSxHxDh, order_BxS, blocks)
+
+
 # The compiler knows how to cut plain matrix products; loops and kernels are run per shard.
 IMPLEMENTATIONS: dict[str, Attention] = {
     "dense": dense,
     "chunked": per_shard(chunked),
     "pallas": per_shard(flash),
+    "auto": _by_platform,
 }
 
 

@@ -32,7 +32,7 @@ from process_gen.sampling.programs import Programs, Rows
 from process_gen.sharding import rules
 from process_gen.sharding.mesh import make_mesh
 from process_gen.train import latents, optimizer, state, step
-from tests.hlo_shapes import has_dims
+from process_gen.aot.hlo_shapes import has_dims
 
 mapping = bagel_7b.get_config().to_dict()
 mapping["data"]["rows"] = 4

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.hlo_shapes import has_dims, largest_buffers
+from process_gen.aot.hlo_shapes import has_dims, largest_buffers
 from tests.kernels.programs import Sizes, compiled, tpu_devices
 
 SMALL = Sizes(length=1031, heads=4, kv_heads=2, width=8, dtype="float32")

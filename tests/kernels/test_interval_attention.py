@@ -10,6 +10,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from process_gen.core.attention_mask import NEVER, PAD_ORDER, dense_mask
+from process_gen.core.configs import MeshConfig
 from process_gen.kernels.interval_attention import (
     IMPLEMENTATIONS,
     KeyBlock,
@@ -17,6 +18,7 @@ from process_gen.kernels.interval_attention import (
     dense,
     interval_attention,
 )
+from process_gen.sharding.mesh import make_mesh
 
 B, SQ, H, KV, DH = 2, 21, 4, 2, 8
 SIZES = (17, 1, 26)  # three blocks of keys: 44, no multiple of a chunk of 16
@@ -252,10 +254,30 @@ def test_chunked_holds_no_array_of_all_pairs():
 
 
 def test_the_interface_picks_the_implementation():
-    assert set(IMPLEMENTATIONS) == {"dense", "chunked", "pallas"}
+    assert set(IMPLEMENTATIONS) == {"dense", "chunked", "pallas", "auto"}
     rows = random_rows(10)
     pick = jax.jit(interval_attention, static_argnums=3)
     for name in IMPLEMENTATIONS:
         assert difference(pick(*rows, name), DENSE(*rows)) < 1e-5
     with pytest.raises(KeyError):
         interval_attention(*rows, "flash")
+
+
+@pytest.mark.parametrize(("platform", "chosen"), [("tpu", "pallas"), ("cpu", "chunked")])
+def test_auto_follows_the_devices_of_the_mesh(platform, chosen, monkeypatch):
+    """Those are asked that the program is made for, not those that are here."""
+    seen = []
+    for name in ("pallas", "chunked"):
+        implementation = functools.partial(lambda n, q, *_: seen.append(n) or q, name)
+        monkeypatch.setitem(IMPLEMENTATIONS, name, implementation)
+    q, order, blocks = random_rows(0)
+    if platform == "cpu":
+        devices = jax.devices()[:1]
+    else:
+        pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
+        from process_gen.aot.topology import describe
+
+        devices = describe("v5e:2x2").devices
+    with jax.set_mesh(make_mesh(MeshConfig(), devices)):
+        jax.jit(lambda *x: interval_attention(*x, "auto")).trace(q, order, blocks)
+    assert seen == [chosen]

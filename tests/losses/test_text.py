@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from process_gen.aot.hlo_shapes import has_dims
 from process_gen.losses.text import cross_entropy, head_cross_entropy, item_weights
-from tests.hlo_shapes import has_dims
 
 LOGITS = jnp.asarray([[[1.0, 2.0, 3.0], [0.0, 0.0, 0.0], [5.0, -5.0, 0.0]]])
 
@@ -121,7 +121,7 @@ from process_gen.core.configs import MeshConfig
 from process_gen.losses.text import cross_entropy, head_cross_entropy
 from process_gen.sharding import rules
 from process_gen.sharding.mesh import make_mesh
-from tests.hlo_shapes import has_dims
+from process_gen.aot.hlo_shapes import has_dims
 
 B, T, D, W = 4, 37, 8, 2 * 1031
 keys = jax.random.split(jax.random.key(0), 4)

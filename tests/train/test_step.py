@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from process_gen.aot.hlo_shapes import has_dims
 from process_gen.core.batch import (
     Dropout,
     Lengths,
@@ -27,7 +28,6 @@ from process_gen.losses import stages
 from process_gen.models import functional
 from process_gen.strokes.plans import StrokesOptions, one_shot, text_only, trajectory_at
 from process_gen.train import optimizer, state, step
-from tests.hlo_shapes import has_dims
 
 IDS = token_ids(load_tokenizer())
 SIZES = PatchSizes(latent=8, und=8, latent_grid=4, und_grid=4)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.hlo_shapes import Buffer, has_dims, largest_buffers
+from process_gen.aot.hlo_shapes import Buffer, has_dims, largest_buffers
 
 A, B, W = 131, 67, 24
 

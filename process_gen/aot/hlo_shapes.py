@@ -74,12 +74,17 @@ def _hlo(text: str) -> list[Buffer]:
             inside_fusion = opened.group(1) in fused
         elif not inside_fusion and " = " in line:
             # What is left of the operation's name is the type of its result, a tuple's too.
-            result = re.split(r"\s[a-z][a-z0-9-]*\(", line.split(" = ", 1)[1], maxsplit=1)[0]
-            found += [
-                _buffer(dtype, re.findall(r"\d+", dims))
-                for dtype, dims in _HLO_ARRAY.findall(result)
-            ]
+            found += arrays_of(
+                re.split(r"\s[a-z][a-z0-9-]*\(", line.split(" = ", 1)[1], maxsplit=1)[0]
+            )
     return found
+
+
+def arrays_of(type_text: str) -> list[Buffer]:
+    """The arrays of an HLO type, in order; those of a tuple too."""
+    return [
+        _buffer(dtype, re.findall(r"\d+", dims)) for dtype, dims in _HLO_ARRAY.findall(type_text)
+    ]
 
 
 def _stablehlo(text: str) -> list[Buffer]:

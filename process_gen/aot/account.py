@@ -1,0 +1,145 @@
+"""Compiles a program for devices that are not here, and says what it takes and what bounds it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from process_gen.aot import collectives
+from process_gen.aot.chips import Chip
+from process_gen.aot.collectives import Exchange
+from process_gen.aot.programs import Program, shard_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds that a run takes at least, on each of the three ways, all chips busy.
+
+    Attributes:
+      compute: matrix products, those done again included, at the chip's bfloat16 peak.
+      memory: `Program.traffic` at the rate of a chip's memory.
+      interconnect: what the compiled collectives send, over all links of a chip at once.
+    """
+
+    compute: float
+    memory: float
+    interconnect: float
+
+    @property
+    def seconds(self) -> float:
+        """The longest."""
+        return max(dataclasses.astuple(self))
+
+    @property
+    def bound(self) -> str:
+        """Its name."""
+        return max(dataclasses.asdict(self).items(), key=lambda item: item[1])[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """Of one compiled program.
+
+    Attributes:
+      fits: whether a chip's memory holds it.
+      bytes: on one device, by part: the program's own (`Program.parts`); "activations", all else
+        that lives while it runs (activations, gathered weights, gradients); "total"; "memory", what
+        the chip has; "host", what lies in the host's memory for this device.
+      model_flops, recomputed_flops: see `Program`.
+      roofline: None where the program was not compiled.
+      mfu_ceiling: model FLOPs over what all chips could do in `roofline.seconds`.
+      exchanges: collectives by kind.
+      lower_seconds, compile_seconds: on this machine.
+      versions: of the compiler.
+    """
+
+    fits: bool
+    bytes: Mapping[str, int]
+    model_flops: int
+    recomputed_flops: int
+    roofline: Roofline | None
+    mfu_ceiling: float | None
+    exchanges: Mapping[str, Exchange]
+    lower_seconds: float
+    compile_seconds: float
+    versions: Mapping[str, str]
+
+
+def take(program: Program, chip: Chip, mesh: Mesh) -> tuple[Account, Any]:
+    """Compiles `program` with `mesh` in force.
+
+    Returns:
+      The account, and the compiled program; None where the compiler found that it does not fit.
+    """
+    parts = {name: shard_bytes(tree) for name, tree in program.parts.items()}
+    started = time.perf_counter()
+    with jax.set_mesh(mesh):
+        lowered = program.jitted.lower(*program.arguments)
+    lowered_at = time.perf_counter()
+    compiled, wanted = None, 0
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        wanted = wanted_bytes(str(error))
+        if not wanted:
+            raise
+    found: dict[str, Any] = {"exchanges": {}, "roofline": None, "mfu_ceiling": None}
+    total, host = wanted, sum(shard_bytes(x, "host") for x in program.parts.values())
+    compile_seconds = time.perf_counter() - lowered_at
+    if compiled is not None:
+        memory = compiled.memory_analysis()
+        total = (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            - memory.alias_size_in_bytes
+            + memory.temp_size_in_bytes
+            + memory.generated_code_size_in_bytes
+        )
+        host = max(host, memory.host_argument_size_in_bytes) + memory.host_temp_size_in_bytes
+        found["exchanges"] = collectives.exchanges(compiled.as_text())
+        sent = sum(exchange.bytes for exchange in found["exchanges"].values())
+        roofline = _roofline(program, chip, mesh, sent)
+        could = roofline.seconds * chip.flops * mesh.size
+        found |= {"roofline": roofline, "mfu_ceiling": program.model_flops / could}
+    account = Account(
+        fits=compiled is not None and total <= chip.memory,
+        bytes={
+            **parts,
+            "activations": total - sum(parts.values()),
+            "total": total,
+            "memory": chip.memory,
+            "host": host,
+        },
+        model_flops=program.model_flops,
+        recomputed_flops=program.recomputed_flops,
+        lower_seconds=lowered_at - started,
+        compile_seconds=compile_seconds,
+        versions={n: importlib.metadata.version(n) for n in ("jax", "jaxlib", "libtpu")},
+        **found,
+    )
+    return account, compiled
+
+
+def _roofline(program: Program, chip: Chip, mesh: Mesh, sent: int) -> Roofline:
+    computed = program.model_flops + program.recomputed_flops
+    return Roofline(
+        compute=computed / chip.flops / mesh.size,
+        memory=program.traffic / chip.bandwidth,
+        interconnect=sent / chip.interconnect,
+    )
+
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def wanted_bytes(text: str) -> int:
+    """Bytes that a program would need, from the compiler's refusal; 0 from any other error."""
+    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
+    return int(float(found[1]) * _UNITS[found[2]]) if found else 0

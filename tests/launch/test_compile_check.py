@@ -1,0 +1,144 @@
+"""`launch.compile_check`: what it says of programs that a TPU compiler made, without a TPU."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from launch import common, compile_check
+from process_gen.aot.chips import CHIPS
+from process_gen.core.configs import Config, from_mapping
+
+TINY = (
+    "--config=configs/strokes_tiny.py:debug",
+    "--config.optimizer.name=adamw",
+    "--config.model.layers=scan",
+    "--config.mesh.data=1",
+)
+BAGEL = ("--config=configs/bagel_7b.py", "--config.mesh.fsdp=-1")
+
+
+def call(*words: str) -> None:
+    command = ["compile_check", *words]
+    common.run(compile_check.main, compile_check.define_flags, compile_check.__doc__ or "", command)
+
+
+def report(capsys: pytest.CaptureFixture, *words: str) -> dict:
+    call(*words, "--json")
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_chips_are_complete():
+    for name, chip in CHIPS.items():
+        assert chip.name == name and chip.source.startswith("https://")
+        assert 1e10 < chip.interconnect < chip.bandwidth < chip.flops < 1e16
+        assert chip.memory % 2**30 == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--topology=v9:2x2",), "chips: v5e, v5p, v6e"),
+        (("--topology=v5e:3x7x9",), "unknown to the TPU compiler"),
+        (("--topology=v5e:2x2", "--program=paint"), "train, denoise, decode"),
+        (("--topology=v5e:2x2", "--config.mesh.tensor=3"), "does not fit 4 device"),
+        (("--topology=v5e:2x2", "--config.mesh.fsdp=4", "--config.data.rows=6"), "data.rows=6"),
+        ((), "--topology is missing"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(words, said, capsys):
+    pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
+    with pytest.raises(SystemExit) as ended:
+        call(*TINY, *words)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_tiny_step(capsys, tmp_path):
+    """All that is printed, on one chip of four with weights cut in four."""
+    pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
+    file = tmp_path / "step.hlo"
+    words = (*TINY, "--config.mesh.fsdp=4", "--config.data.rows=4", "--topology=v5e:2x2")
+    found = report(capsys, *words, f"--hlo={file}")
+    assert found["fits"] is True and found["chips"] == 4 and found["rows"] == 4
+    sizes = found["bytes"]
+    parts = [sizes[n] for n in ("parameters", "optimizer", "ema", "batch", "activations")]
+    assert all(size > 0 for size in parts) and sum(parts) == sizes["total"] < sizes["memory"]
+    # Two moments a weight, and the average as large as the weights.
+    assert sizes["ema"] == sizes["parameters"] <= sizes["optimizer"] / 2
+    assert found["model_flops"] > 0 == found["recomputed_flops"]
+    assert 0 < found["mfu_ceiling"] <= 1 and found["roofline"]["seconds"] > 0
+    assert found["collectives"]["all-gather"]["count"] > 0
+    assert set(found["versions"]) == {"jax", "jaxlib", "libtpu"}
+    assert "ENTRY" in file.read_text()
+
+
+def test_a_program_that_does_not_fit_says_so(capsys, monkeypatch):
+    pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
+    found = {
+        "topology": "v5e:2x2", "slices": 1, "chips": 4, "mesh": {"data": 4}, "program": "train",
+        "attention": "auto", "remat": "full", "rows": 4, "tokens": 9, "fits": False,
+        "bytes": {"parameters": 2**30, "total": 20 * 2**30, "memory": 16 * 2**30, "host": 0},
+        "model_flops": 1, "recomputed_flops": 0, "roofline": None, "mfu_ceiling": None,
+        "collectives": {}, "lower_seconds": 1.0, "compile_seconds": 1.0, "versions": {},
+    }  # fmt: skip
+    monkeypatch.setattr(compile_check, "check", lambda *_: (found, ""))
+    with pytest.raises(SystemExit) as ended:
+        call(*TINY, "--topology=v5e:2x2", "--json")
+    printed = capsys.readouterr().out
+    assert ended.value.code == 1
+    assert "DOES NOT FIT" in printed and json.loads(printed.splitlines()[-1])["fits"] is False
+
+
+def test_the_compilers_refusal_is_read():
+    from process_gen.aot.account import wanted_bytes
+
+    text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.31G of 15.75G hbm."
+    assert math.isclose(wanted_bytes(text), 25.31 * 2**30, rel_tol=1e-3)
+    assert wanted_bytes("Mosaic failed to compile TPU kernel") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(
+    ("topology", "mesh"),
+    [
+        ("v5p:4x4x4", {"tensor": 1, "context": 1}),
+        ("v5p:2x4x4", {"tensor": 1, "context": 1}),
+        ("v5e:16x16", {"tensor": 2, "context": 2}),
+        ("v6e:8x8", {"tensor": 2, "context": 2}),
+    ],
+)
+def test_the_7b_model_trains_on(topology, mesh, capsys):
+    """One full pack of 33k tokens a group of chips; float32 weights, AdamW, the average."""
+    pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
+    chips = math.prod(map(int, topology.split(":")[1].split("x")))
+    groups = chips // (mesh["tensor"] * mesh["context"])
+    sizes = [f"--config.mesh.{name}={size}" for name, size in mesh.items()]
+    found = report(capsys, *BAGEL, f"--topology={topology}", *sizes, f"--config.data.rows={groups}")
+    assert found["fits"] and found["rows"] == groups and found["tokens"] > 33_000
+    shard = 14.6e9 * 4 / chips
+    assert found["bytes"]["parameters"] == pytest.approx(shard, rel=0.01)
+    assert found["bytes"]["ema"] == pytest.approx(shard, rel=0.01)
+    assert found["bytes"]["optimizer"] == pytest.approx(2 * shard, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("program", ["denoise", "decode"])
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x2"])
+def test_the_7b_model_paints_on(topology, program, capsys):
+    pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
+    words = (f"--topology={topology}", f"--program={program}", "--config.mesh.tensor=4")
+    assert report(capsys, *BAGEL, *words)["fits"]
+
+
+def test_bagel_keeps_float32_weights():
+    from configs import bagel_7b
+
+    config: Config = from_mapping(bagel_7b.get_config().to_dict())
+    assert config.model.param_dtype == "float32" and config.optimizer.name == "adamw"
+    assert config.optimizer.ema_decay > 0 and config.optimizer.ema_memory == "device"
+    assert config.optimizer.moment_dtype == config.optimizer.ema_dtype == "float32"
