@@ -73,6 +73,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.log_every = 20
     config.train.eval_every = 250
     config.train.save_every = 500
+    config.train.paint_prompts = (  # held out, as those of the demo
+        "a circle above a white triangle",
+        "a red circle and a green star",
+        "a green square below three red squares",
+        "two yellow squares right of a white star and an orange circle",
+    )
 
     config.sampler.denoise_steps = 10
     config.sampler.one_shot_steps = 16

@@ -6,6 +6,7 @@
 --config.SECTION.KEY=VALUE  overrides a setting, for example --config.train.minutes=60
 --workdir=DIR               where checkpoints, metrics.jsonl, config.json and TensorBoard files go
 --restore=latest|best|STEP  the checkpoint to go on from; later ones are set aside
+--wandb=PROJECT             also to Weights & Biases (pip install -e '.[wandb]')
 
 The sections are model, data, loss, optimizer, train, mesh and sampler; process_gen/core/configs.py
 describes every key. With a checkpoint of the same config in DIR the run goes on from it; with one
@@ -17,6 +18,7 @@ so does SIGTERM, whose exit status is 75: started again, the run goes on (docs/l
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -29,9 +31,10 @@ from process_gen.core.configs import Config
 from process_gen.core.errors import ConfigError
 from process_gen.data import pipeline
 from process_gen.models import functional
+from process_gen.report.strips import make_strips
 from process_gen.sharding import rules
 from process_gen.sharding.mesh import make_mesh
-from process_gen.train import flop_budget, latents, loop, optimizer, start, step
+from process_gen.train import flop_budget, latents, loop, optimizer, start, step, writers
 from process_gen.train.state import TrainState
 
 
@@ -41,6 +44,7 @@ def define_flags(values: flags.FlagValues) -> None:
     distributed.define_flags(values)
     flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
     flags.DEFINE_string("restore", "latest", "checkpoint to go on from", flag_values=values)
+    flags.DEFINE_string("wandb", "", "project of Weights & Biases", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -55,7 +59,8 @@ def main(values: flags.FlagValues) -> None:
     fns = functional.build(config.model)
     tx, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
     way = latents.of_model(config.model)
-    prepare = latents.make_prepare(config, start.frozen_codec(config), mesh)
+    codec = start.frozen_codec(config)
+    prepare = latents.make_prepare(config, codec, mesh)
     blocks, count = rules.row_blocks(mesh)
 
     def on_start(state: TrainState) -> None:
@@ -80,7 +85,8 @@ def main(values: flags.FlagValues) -> None:
         dataset=pipeline.train_dataset(config, blocks, count),
         eval_batches=pipeline.eval_batches(config, blocks, count),
         mesh=mesh,
-        hooks=hooks(config),
+        hooks=hooks(config, codec),
+        open_writer=functools.partial(writers.default_writer, wandb=values.wandb),
         check_batch=lambda batch: step.check_batch(batch, config),
         prepare=prepare,
         on_start=on_start,
@@ -101,10 +107,30 @@ def which(text: str) -> manager.Restore:
     return int(text)
 
 
-def hooks(config: Config) -> dict[str, loop.Hook]:
-    """What is done on the way besides validation."""
-    del config
-    return {}
+def hooks(config: Config, codec: Any) -> dict[str, loop.Hook]:
+    """What is done on the way besides validation.
+
+    Args:
+      config: of the run.
+      codec: weights of the picture codec, None where it has none.
+
+    Raises:
+      ConfigError: several processes are to paint.
+    """
+    every = config.train.paint_every
+    if not every:
+        return {}
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"train.paint_every={every}: only runs of one process paint; set it to 0 and paint "
+            "checkpoints with launch.sample"
+        )
+    if config.model.codec == "flux" and codec is None:
+        raise ConfigError(
+            f"train.paint_every={every}: with data.stored_latents the run does not load the "
+            "autoencoder, which painting needs; set one of them to 0"
+        )
+    return {"paint": loop.Hook(every, make_strips(config, codec))}
 
 
 def overview(params: Any, logical_axes: Any) -> str:

@@ -141,6 +141,9 @@ class TrainConfig:
         `models.flops` counts them; for comparing runs at equal compute.
       seed: of the initial weights, noise and t.
       log_every, eval_every, save_every: in steps; 0 never.
+      paint_every: in steps, how often `paint_prompts` are painted for the log; 0 never, otherwise
+        also after the last step. One process only.
+      paint_prompts: a few prompts.
       keep: newest checkpoints kept, besides the best.
       keep_every: checkpoints of steps that this divides are kept for good; 0 keeps none so.
       max_skipped: updates in a row that may be left out because the loss or a gradient is not
@@ -165,6 +168,8 @@ class TrainConfig:
     log_every: int = 20
     eval_every: int = 200
     save_every: int = 500
+    paint_every: int = 0
+    paint_prompts: tuple[str, ...] = ()
     keep: int = 2
     keep_every: int = 0
     max_skipped: int = 10
@@ -198,6 +203,11 @@ class TrainConfig:
         check(
             self.max_rollbacks == 0 or self.spike_factor > 0,
             "train.max_rollbacks goes with train.spike_factor",
+        )
+        check(
+            self.paint_every == 0 or (self.paint_every > 0 and len(self.paint_prompts) > 0),
+            f"train.paint_every must be 0, or a number of steps with train.paint_prompts to paint; "
+            f"got {self.paint_every} and {self.paint_prompts}",
         )
 
 

@@ -8,6 +8,7 @@ of threads changes.
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -83,6 +84,7 @@ class TrainIterator:
         self._own = _OwnRows(self._rows, mine, rows)
         self._batches = grain.MapDataset.source(self._own).batch(len(mine), batch_fn=stacked)
         self._next = 0
+        self._taken: collections.Counter[int] = collections.Counter()  # trajectories, by source
         self._iterator: Any = None
 
     def _orders(self) -> Iterator[list[Order]]:
@@ -109,6 +111,9 @@ class TrainIterator:
         if self._iterator is None:
             self._iterator = self._restart()
         batch, failed = next(self._iterator)
+        each = len(self._mine)
+        for place in range(self._next * each, (self._next + 1) * each):
+            self._taken.update(source for source, _ in self._own.order(place).items)
         self._next += 1
         self._rows.count_failed(failed)
         return batch
@@ -136,9 +141,22 @@ class TrainIterator:
         return self._rows.skipped()
 
     def counters(self) -> dict[str, float]:
-        """The counts of `skipped`, for the log of a run: "skipped_too_long" and so on."""
+        """What this process read since it started, for the log of a run.
+
+        `data/epoch`, `data/trajectories` (planned ones of the batches taken), `data/share_KIND` of
+        each source among them, and the counts of `skipped`: "skipped_too_long" and so on.
+        """
+        total = self._taken.total()
+        kinds = [source.kind for source in self._config.data.sources]
+        shares = {
+            f"data/share_{kind}" + (f"_{i}" if kinds.count(kind) > 1 else ""): self._taken[i]
+            / total
+            for i, kind in enumerate(kinds)
+            if total
+        }
+        read = {"data/epoch": float(self.epoch), "data/trajectories": float(total), **shares}
         counts = self.skipped.counts
-        return {f"skipped_{name.replace(' ', '_')}": float(n) for name, n in counts.items()}
+        return read | {f"skipped_{name.replace(' ', '_')}": float(n) for name, n in counts.items()}
 
     def plan(self, epoch: int = 0) -> Plan:
         """The plan of an epoch."""

@@ -6,6 +6,7 @@ number only, never on its batch mates.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -77,6 +78,12 @@ class Painter:
         self._codec = image_codecs.build(config.model)
         self._tokenizer = tokenizer or load_tokenizer(config.data.tokenizer)
         self._programs: dict[tuple, Programs] = {}
+
+    def with_params(self, params: Any) -> Painter:
+        """The same painter with other weights of the model; both share what is compiled."""
+        other = copy.copy(self)
+        other.weights = Weights(params, self.weights.vae)
+        return other
 
     def paint(
         self,

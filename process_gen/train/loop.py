@@ -58,13 +58,13 @@ class Hook(NamedTuple):
 
     Attributes:
       every: in steps; 0 at the end of training only. The last step always counts.
-      call: `(step, state) -> scalars or None`. They are logged as "hook/name", and
-        `train.best_metric` may name one so. It must not keep the state's arrays: the next step
-        overwrites them.
+      call: `(step, state) -> what it found, or None`: numbers, and pictures uint8 [H, W, 3]. They
+        are logged as "hook/name", and `train.best_metric` may name a number so. It must not keep
+        the state's arrays: the next step overwrites them.
     """
 
     every: int
-    call: Callable[[int, TrainState], Mapping[str, float] | None]
+    call: Callable[[int, TrainState], Mapping[str, float | np.ndarray] | None]
 
 
 TrainStep = Callable[[TrainState, Any, jax.Array], tuple[TrainState, metrics_lib.StepMetrics]]
@@ -84,6 +84,7 @@ def fit(
     mesh: Mesh,
     hooks: Mapping[str, Hook] | None = None,
     writer: writers.MetricWriter | None = None,
+    open_writer: Callable[[epath.PathLike, int], writers.MetricWriter] = writers.default_writer,
     check_batch: Callable[[Any], None] = lambda batch: None,
     prepare: Callable[[Any], Any] | None = None,
     on_start: Callable[[TrainState], None] | None = None,
@@ -107,7 +108,8 @@ def fit(
       eval_batches: host batches of the fixed held-out split; may be empty.
       mesh: from `sharding.mesh.make_mesh`; it is put into force.
       hooks: by name.
-      writer: takes the metrics; by default `writers.default_writer` on the first process.
+      writer: takes the metrics; by default what `open_writer` gives on the first process.
+      open_writer: called with `workdir` and the step at which this process starts.
       check_batch: called with each host batch; raises on one that the model cannot take.
       prepare: brings a host batch to the devices before the step or the validation, and may do
         more, such as encoding its pictures with frozen weights; by default `rules.put_batch`.
@@ -142,7 +144,7 @@ def fit(
                 on_start(state)
             log = writers.MetricWriter() if writer is None else writer
             if writer is None and jax.process_index() == 0:
-                log = writers.default_writer(workdir, step)
+                log = open_writer(workdir, step)
             known = meta.get("guard")
             guard = before.resumed(known, step) if before else Guard(config, workdir, known, step)
             run = _Run(
@@ -332,10 +334,17 @@ class _Run:
                 values = self.evaluate(state_lib.averaged(state))
                 found.update(values)
             else:
-                values = dict(self.hooks[name].call(step, state) or {})
+                values = self._ask(name, step, state)
                 found.update({f"{name}/{k}": v for k, v in values.items()})
             self.writer.write_scalars(step, {f"{name}/{k}": v for k, v in values.items()})
         return found
+
+    def _ask(self, name: str, step: int, state: TrainState) -> dict[str, float]:
+        """Calls a hook and logs its pictures; gives its numbers."""
+        values = dict(self.hooks[name].call(step, state) or {})
+        pictures = {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
+        self.writer.write_images(step, {f"{name}/{k}": v for k, v in pictures.items()})
+        return {k: float(v) for k, v in values.items() if k not in pictures}
 
     def improves(self, due: Sequence[str], found: Mapping[str, float]) -> bool:
         """Whether this is the best model so far, by `train.best_metric`; remembers it."""

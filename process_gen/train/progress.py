@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-# Order on a terminal line; any other metric follows by name.
-_FIRST = (
+# In the order of a terminal line; any other metric follows by name. Details, with a slash, do not.
+LOSSES = (
     "loss",
     "ce",
     "mse",
@@ -118,8 +118,9 @@ def line(step: int, split: str, values: Mapping[str, float]) -> str:
     if "steps_per_second" in values:
         parts.append(f"{values['steps_per_second']:.2f} steps/s")
         parts.append(f"ETA {duration(values['eta_seconds'])}")
-    names = [n for n in _FIRST if n in values]
-    names += sorted(n for n in values if n not in _FIRST and n not in _SHOWN_OTHERWISE)
+    names = [n for n in LOSSES if n in values]
+    shown = (*LOSSES, *_SHOWN_OTHERWISE)
+    names += sorted(name for name in values if name not in shown and "/" not in name)
     parts += [f"{name} {values[name]:.4g}" for name in names]
     return "  ".join(parts)
 

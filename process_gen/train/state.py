@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from process_gen.core import trees
 from process_gen.core.configs import OptimizerConfig
 from process_gen.sharding import rules
 from process_gen.train import average, optimizer
+from process_gen.train.norms import norms
 from process_gen.train.precision import store
 
 
@@ -185,16 +185,18 @@ def advance(
 
     Returns:
       The state after the step, and the metrics `learning_rate`, `grad_norm` (before clipping, of
-      what is trained) and `finite` (a bool: whether the update was made), each as (value, 1).
+      what is trained), `update_norm` (of what is added to the weights), both also of each part, and
+      `finite` (a bool: whether the update was made), each as (value, 1).
     """
     grads = trees.take(grads, rule.trained)
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     before = trees.take(state.params, rule.trained)
     rate = schedule(state.step, state.total_steps)
-    norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(norm + loss)
+    grad_norms = norms("grad_norm", grads)
+    finite = jnp.isfinite(grad_norms["grad_norm"][0] + loss)
     updates, opt_state = rule.update(grads, state.opt_state, before)
-    after = jax.tree.map(lambda p, u: p.astype(jnp.float32) + rate * u, before, updates)
+    updates = jax.tree.map(lambda u: rate * u, updates)
+    after = jax.tree.map(lambda p, u: p.astype(jnp.float32) + u, before, updates)
     key_weights, key_average = jax.random.split(key)
     after = store(after, before, key_weights)
     after, opt_state = jax.tree.map(
@@ -204,6 +206,11 @@ def advance(
     if ema is not None:
         ema = average.update(ema, after, state.step, rule.settings, key_average, finite)
     one = jnp.float32(1.0)
-    metrics = {"learning_rate": (rate, one), "grad_norm": (norm, one), "finite": (finite, one)}
+    metrics = {
+        "learning_rate": (rate, one),
+        "finite": (finite, one),
+        **grad_norms,
+        **norms("update_norm", updates),
+    }
     params = trees.overlay(state.params, after)
     return TrainState(state.step + 1, state.total_steps, params, ema, opt_state), metrics

@@ -15,6 +15,7 @@ import numpy as np
 
 from process_gen.core import axes, trees
 from process_gen.core import flow_matching as flow
+from process_gen.core.attention_mask import PAD_ORDER
 from process_gen.core.batch import PackedBatch
 from process_gen.core.configs import Config, LossConfig
 from process_gen.core.trajectory import Stage
@@ -204,10 +205,34 @@ def make_train_step(
         # `draw` has made children 0 to 2.
         key = jax.random.fold_in(key, 3)
         state, update_metrics = advance(state, grads, rule, schedule, key, loss)
-        metrics = {"loss": (loss, jnp.float32(1.0)), **metrics, **update_metrics}
+        seen = load(batch, metrics)
+        metrics = {"loss": (loss, jnp.float32(1.0)), **metrics, **update_metrics, **seen}
         return state, metrics_lib.only_if(metrics.pop("finite"), metrics)
 
     return train_step
+
+
+def load(batch: PackedBatch, metrics: Metrics) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """What a batch gives the model to do.
+
+    Args:
+      batch: of the whole step.
+      metrics: of the whole step, with the means of `stages.STAGE_METRICS`.
+
+    Returns:
+      `fill/text`, `fill/und`, `fill/gen`: shares of the places in the packs that hold a token; and
+      `tokens/NAME`: tokens a step that the mean NAME is over.
+    """
+    places = {"text": batch.text, "und": batch.und, "gen": batch.gen}
+    fill = {
+        f"fill/{name}": (
+            jnp.sum(place.order != PAD_ORDER).astype(jnp.float32),
+            jnp.float32(place.order.size),
+        )
+        for name, place in places.items()
+    }
+    one = jnp.float32(1.0)
+    return fill | {f"tokens/{name}": (metrics[name][1], one) for name in stages.STAGE_METRICS}
 
 
 def _accumulate(share: Callable[[Any], Any], whole: Any, parts: int) -> Any:

@@ -1,67 +1,24 @@
-"""Where metrics go: the terminal, a JSON-lines file, TensorBoard.
-
-The classes have the methods of clu's `MetricWriter` that a run uses, so that either can stand in
-for the other; clu's own module imports TensorFlow, these do not. A scalar's name is "split/name".
-"""
+"""Where metrics go: the terminal, a JSON-lines file, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
 import functools
+import html
 import json
 import logging
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TextIO
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from process_gen.train import progress
+from process_gen.core.errors import ConfigError
+from process_gen.train import terminal
+from process_gen.train.metric_writer import MetricWriter, MultiWriter, by_split
 
 _log = logging.getLogger("process_gen")
-
-
-class MetricWriter:
-    """Takes everything and keeps nothing; the others override what they can show."""
-
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes numbers."""
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes pictures, uint8 [N, H, W, 3] or [H, W, 3]."""
-
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Writes short texts."""
-
-    def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Writes the settings, once."""
-
-    def flush(self) -> None:
-        """Makes everything written so far visible."""
-
-    def close(self) -> None:
-        """Flushes, and frees what is open."""
-
-
-class LoggingWriter(MetricWriter):
-    """One line of plain text per call and split, so that a saved log reads well."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream
-
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Prints one line per split."""
-        for split, values in _by_split(scalars).items():
-            self._print(progress.line(step, split, values))
-
-    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Prints each text after its name."""
-        for name, text in texts.items():
-            self._print(f"{name} {step}: {text}")
-
-    def _print(self, text: str) -> None:
-        print(text, file=self._stream or sys.stdout, flush=True)
 
 
 class JsonlWriter(MetricWriter):
@@ -99,7 +56,7 @@ class JsonlWriter(MetricWriter):
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds one line per split; a number that is not finite becomes null."""
         seconds = round(time.monotonic() - self._started, 3)
-        for split, values in _by_split(scalars).items():
+        for split, values in by_split(scalars).items():
             numbers = {k: float(v) if np.isfinite(v) else None for k, v in values.items()}
             entry = {"step": step, "split": split, "seconds": seconds, **numbers}
             text = json.dumps(entry)
@@ -193,63 +150,85 @@ class TensorBoardWriter(MetricWriter):
         self._try(self._writer.close)
 
 
-class MultiWriter(MetricWriter):
-    """Passes everything on to several writers."""
+class WandbWriter(MetricWriter):
+    """A run of Weights & Biases, which a restart of the same working directory goes on with.
 
-    def __init__(self, writers: Sequence[MetricWriter]) -> None:
-        self._writers = tuple(writers)
+    `WANDB_MODE=offline` keeps everything on this machine, `wandb sync` sends it later.
+
+    Args:
+      workdir: of the run. Its last part names the run; `wandb_id.txt` in it keeps the run's id.
+      project: of Weights & Biases.
+    """
+
+    def __init__(self, workdir: epath.PathLike, project: str) -> None:
+        import wandb  # an extra
+
+        self._wandb = wandb
+        root = epath.Path(workdir)
+        file = root / "wandb_id.txt"
+        if not file.exists():
+            root.mkdir(parents=True, exist_ok=True)
+            file.write_text(uuid.uuid4().hex[:8])
+        local = None if "://" in str(root) else str(root)
+        self._run = wandb.init(
+            project=project, name=root.name, id=file.read_text().strip(), resume="allow", dir=local
+        )
+        # An axis of our own: a restart repeats steps, which the service's counter does not allow.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes numbers to all."""
-        for writer in self._writers:
-            writer.write_scalars(step, scalars)
+        """Adds scalars."""
+        self._run.log({"step": step, **{name: float(value) for name, value in scalars.items()}})
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes pictures to all."""
-        for writer in self._writers:
-            writer.write_images(step, images)
+        """Adds pictures; several of one name become a list."""
+        if not images:
+            return
+        pictures = {
+            name: [self._wandb.Image(one) for one in (image if image.ndim == 4 else image[None])]
+            for name, image in images.items()
+        }
+        self._run.log({"step": step, **pictures})
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Writes texts to all."""
-        for writer in self._writers:
-            writer.write_texts(step, texts)
+        """Adds texts, escaped."""
+        if texts:
+            pages = {name: self._wandb.Html(html.escape(text)) for name, text in texts.items()}
+            self._run.log({"step": step, **pages})
 
     def write_hparams(self, hparams: Mapping[str, Any]) -> None:
-        """Writes the settings to all."""
-        for writer in self._writers:
-            writer.write_hparams(hparams)
-
-    def flush(self) -> None:
-        """Flushes all."""
-        for writer in self._writers:
-            writer.flush()
+        """Adds the settings."""
+        self._run.config.update(dict(hparams), allow_val_change=True)
 
     def close(self) -> None:
-        """Closes all."""
-        for writer in self._writers:
-            writer.close()
+        """Sends what is left."""
+        self._run.finish()
 
 
-def default_writer(workdir: epath.PathLike, restored_step: int) -> MetricWriter:
-    """Terminal, `metrics.jsonl`, and TensorBoard where tensorboardX is installed."""
+def default_writer(workdir: epath.PathLike, restored_step: int, wandb: str = "") -> MetricWriter:
+    """Terminal, `metrics.jsonl`, TensorBoard where tensorboardX is installed, and more on request.
+
+    Args:
+      workdir: of the run.
+      restored_step: at which this process starts.
+      wandb: project of Weights & Biases; "" for none.
+
+    Raises:
+      ConfigError: it is asked for and not installed.
+    """
     root = epath.Path(workdir)
-    writers: list[MetricWriter] = [
-        LoggingWriter(),
+    found: list[MetricWriter] = [
+        terminal.terminal_writer(),
         JsonlWriter(root / "metrics.jsonl", restored_step),
     ]
     try:
-        writers.append(TensorBoardWriter(root / "tensorboard", restored_step))
+        found.append(TensorBoardWriter(root / "tensorboard", restored_step))
     except ImportError:
         print("tensorboardX is not installed: no TensorBoard files")
-    return MultiWriter(writers)
-
-
-def _by_split(scalars: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Scalars grouped by what stands before the first slash of their names."""
-    groups: dict[str, dict[str, float]] = {}
-    for name, value in scalars.items():
-        split, _, rest = name.partition("/")
-        if not rest:
-            split, rest = "", name
-        groups.setdefault(split, {})[rest] = value
-    return groups
+    if wandb:
+        try:
+            found.append(WandbWriter(root, wandb))
+        except ImportError as error:
+            raise ConfigError("--wandb needs the extra: pip install -e '.[wandb]'") from error
+    return MultiWriter(found)

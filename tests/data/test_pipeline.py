@@ -159,6 +159,22 @@ def test_workers_and_processes_come_and_go_together():
     go_through([(0, 1, 2), (2, 2, 3), (3, 1, 2), (1, 4, 2)], take(train_dataset(config()), 9))
 
 
+def test_shares_of_the_mixture_are_those_of_what_was_taken():
+    sources = [{"kind": "strokes", "weight": 3.0}, {"kind": "strokes_plans", "weight": 1.0}]
+    iterator = train_dataset(config(sources=sources, rows=2))
+    assert iterator.counters() == {"data/epoch": 0.0, "data/trajectories": 0.0}
+    take(iterator, 3)
+    planned = [source for pack in range(6) for source, _ in iterator.plan()[pack]]
+    counters = iterator.counters()
+    assert counters["data/trajectories"] == len(planned)
+    assert counters["data/share_strokes"] == planned.count(0) / len(planned)
+    assert counters["data/share_strokes"] + counters["data/share_strokes_plans"] == 1.0
+    assert 0 < counters["data/share_strokes_plans"] < counters["data/share_strokes"]
+    twice = train_dataset(config(sources=[sources[0], sources[0]], rows=2))
+    take(twice, 1)
+    assert {"data/share_strokes_0", "data/share_strokes_1"} <= twice.counters().keys()
+
+
 def test_what_fails_in_a_worker_is_counted_here(tmp_path):
     strokes = build_source(SourceConfig("strokes"), 0)
     manifest = write_folder(str(tmp_path / "data"), [strokes[i] for i in range(12)])
@@ -171,7 +187,8 @@ def test_what_fails_in_a_worker_is_counted_here(tmp_path):
     shard.write_bytes(data)
     take(iterator, packs)
     iterator.close()
-    assert iterator.counters() == {"skipped_failed": 1.0}
+    counters = iterator.counters()
+    assert (counters["skipped_failed"], counters["data/trajectories"]) == (1.0, 12.0)
     (example,) = iterator.skipped.examples
     assert "folder (source 0), record " in example and "epoch 0, pack" in example
 

@@ -12,6 +12,7 @@ import pytest
 from launch import common, train
 from process_gen.checkpoint import manager
 from process_gen.core import configs
+from process_gen.core.errors import ConfigError
 
 CONFIG = """
 import ml_collections
@@ -130,6 +131,16 @@ def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
     common.enable_compilation_cache()
     assert "jax_compilation_cache_dir" not in set_to
+
+
+def test_who_can_paint_on_the_way(monkeypatch):
+    train_settings = {"paint_every": 5, "paint_prompts": ["a red circle"]}
+    config = configs.from_mapping({"train": train_settings})
+    assert train.hooks(configs.from_mapping({}), None) == {}
+    assert train.hooks(config, None)["paint"].every == 5
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ConfigError, match="only runs of one process paint"):
+        train.hooks(config, None)
 
 
 def test_a_run_goes_on_and_another_config_is_refused(config_file, tmp_path, capsys):

@@ -200,6 +200,29 @@ def test_logged_means_are_over_the_window(tmp_path):
     assert abs(singles[0] - singles[2]) > 1e-3
 
 
+def test_numbers_and_pictures_of_a_hook_are_logged(tmp_path):
+    picture, seen = np.full((2, 3, 3), 7, np.uint8), []
+    config = make_config(
+        train={"best_metric": "paint/finished", "eval_every": 0, "save_every": 0, "steps": 4}
+    )
+
+    class Record(loop.writers.MetricWriter):
+        def write_images(self, step, images):
+            seen.append((step, list(images.items())))
+
+        def write_scalars(self, step, scalars):
+            seen.append((step, sorted(n for n in scalars if n.startswith("paint/"))))
+
+    hooks = {"paint": loop.Hook(2, lambda step, state: {"0": picture, "finished": np.float32(1)})}
+    run(tmp_path, config, hooks=hooks, writer=Record())
+    found = [entry for entry in seen if entry[1]]
+    assert found == [
+        entry
+        for step in (2, 4)
+        for entry in ((step, [("paint/0", picture)]), (step, ["paint/finished"]))
+    ]
+
+
 def test_best_is_saved_whenever_it_comes(tmp_path):
     config = make_config(
         train={"best_metric": "paint/exact", "eval_every": 0, "save_every": 0, "keep": 1}

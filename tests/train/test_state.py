@@ -67,6 +67,8 @@ def test_advance_applies_rate_and_counts(mesh):
     assert int(new.step) == 1 and int(new.total_steps) == 10
     np.testing.assert_allclose(metrics["grad_norm"][0], np.sqrt(2 * 4 * 6 + 4), rtol=1e-6)
     assert float(metrics["learning_rate"][0]) == 0.5
+    change = {name: new.params[name] - state.params[name] for name in ("b",)}
+    np.testing.assert_allclose(metrics["update_norm/b"][0], np.linalg.norm(change["b"]), rtol=1e-5)
 
 
 def test_with_total_and_with_weights(mesh):

@@ -372,6 +372,19 @@ def test_the_weight_of_words_changes_once_on_the_way():
     assert weights == pytest.approx([0.3, 0.3, 1.5, 1.5])
 
 
+def test_what_a_batch_holds_is_counted(setup):
+    config, _, _ = setup
+    a, b = runs(config, trajectory_at(0, 1, FAULTY), trajectory_at(0, 2, FAULTY))
+    metrics = {name: (jnp.float32(0), jnp.float32(5)) for name in stages.STAGE_METRICS}
+    places = {"text": LENGTHS.text, "und": LENGTHS.und, "gen": LENGTHS.gen}
+    for packed, held in ((row(a), (a,)), (row(a, b), (a, b))):
+        found = step.load(packed, metrics)
+        for name, size in places.items():
+            used = sum(getattr(run.lengths, name) for run in held)
+            assert [float(x) for x in found[f"fill/{name}"]] == [used, size]
+        assert found["tokens/plan_ce"] == (5, 1)
+
+
 def test_reweighted_texts_count_by_the_root_of_their_length(setup):
     config, _, _ = setup
     batch = three_rows(config)

@@ -6,11 +6,14 @@ import io
 import json
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
+from PIL import Image as PILImage
 
-from process_gen.train import writers
+from process_gen.core.errors import ConfigError
+from process_gen.train import terminal, writers
 
 
 def lines(path):
@@ -48,7 +51,7 @@ def test_jsonl_drops_what_a_resume_will_write_again(tmp_path):
 
 def test_logging_writes_plain_lines():
     stream = io.StringIO()
-    writer = writers.LoggingWriter(stream)
+    writer = terminal.LoggingWriter(stream)
     writer.write_scalars(5, {"train/loss": 1.5, "eval/loss": 2.0})
     writer.write_texts(5, {"note": "hello"})
     assert stream.getvalue() == "train 5  loss 1.5\neval  5  loss 2\nnote 5: hello\n"
@@ -75,17 +78,92 @@ def test_multi_writer_reaches_all(tmp_path):
     ]
 
 
-def test_tensorboard_files(tmp_path):
-    pytest.importorskip("tensorboardX")
+def events(folder):
+    """What event files hold: (step, tag, kind of value, value)."""
+    import struct
+
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for file in sorted(folder.iterdir()):
+        data = file.read_bytes()
+        while data:  # TFRecord: length, its checksum, the event, its checksum
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            for value in event.summary.value:
+                kind = value.WhichOneof("value")
+                found.append((event.step, value.tag, kind, getattr(value, kind)))
+    return found
+
+
+def test_tensorboard_reads_back_what_was_written(tmp_path):
+    picture = np.zeros((4, 6, 3), np.uint8)
+    picture[1, 2] = (200, 100, 50)
     writer = writers.TensorBoardWriter(tmp_path, restored_step=4)
-    writer.write_scalars(5, {"train/loss": 1.0})
-    writer.write_images(5, {"paint": np.zeros((2, 4, 4, 3), np.uint8)})
+    writer.write_scalars(5, {"train/loss": 1.5, "train/grad_norm/und": 2.0})
+    writer.write_images(5, {"paint/0": picture})
     writer.write_texts(5, {"plan": "a red circle"})
     writer.write_hparams({"model": {"width": 8}})
     writer.close()
-    (file,) = tmp_path.iterdir()
-    content = file.read_bytes()
-    assert b"train/loss" in content and b"a red circle" in content
+    found = {tag: (step, kind, value) for step, tag, kind, value in events(tmp_path)}
+    assert found["train/loss"] == (5, "simple_value", 1.5)
+    assert found["train/grad_norm/und"] == (5, "simple_value", 2.0)
+    step, kind, image = found["paint/0"]
+    assert (step, kind, image.height, image.width) == (5, "image", 4, 6)
+    decoded = PILImage.open(io.BytesIO(image.encoded_image_string)).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(decoded), picture)
+    texts = {tag: value for tag, (_, kind, value) in found.items() if kind == "tensor"}
+    assert any(b"a red circle" in text.string_val[0] for text in texts.values())
+    assert any(b'"width": 8' in text.string_val[0] for text in texts.values())
+
+
+class FakeWandb(types.ModuleType):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        super().__init__("wandb")
+        self.given, self.logged, self.axes, self.config, self.ended = [], [], {}, {}, 0
+        self.Image, self.Html = (lambda x: ("image", x.shape)), (lambda x: ("html", x))
+
+    def init(self, **given):
+        self.given.append(given)
+        return types.SimpleNamespace(
+            define_metric=lambda name, **axis: self.axes.update({name: axis}),
+            log=self.logged.append,
+            config=types.SimpleNamespace(update=lambda values, **_: self.config.update(values)),
+            finish=lambda: setattr(self, "ended", self.ended + 1),
+        )
+
+
+def test_weights_and_biases(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    workdir = tmp_path / "tiny"
+    for step in (5, 4):  # the second one goes on from an earlier checkpoint
+        writer = writers.default_writer(workdir, step, wandb="painters")
+        writer.write_scalars(step, {"train/loss": np.float32(1.5)})
+        writer.write_images(step, {"paint/0": np.zeros((4, 6, 3), np.uint8)})
+        writer.write_texts(step, {"plan": "<b>"})
+        writer.write_hparams({"model": {"width": 8}})
+        writer.close()
+    first, second = fake.given
+    assert first == second and first["id"] and first["resume"] == "allow"
+    assert (first["project"], first["name"]) == ("painters", "tiny")
+    assert fake.logged[:3] == [
+        {"step": 5, "train/loss": 1.5},
+        {"step": 5, "paint/0": [("image", (4, 6, 3))]},
+        {"step": 5, "plan": ("html", "&lt;b&gt;")},
+    ]
+    assert fake.axes["*"] == {"step_metric": "step"} and fake.config == {"model": {"width": 8}}
+    assert fake.ended == 2 and fake.logged[3]["step"] == 4
+
+
+def test_weights_and_biases_must_be_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install -e"):
+        writers.default_writer(tmp_path, 0, wandb="painters")
+    writers.default_writer(tmp_path, 0).close()
 
 
 def test_no_tensorflow():
