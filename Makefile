@@ -1,5 +1,6 @@
 # Every target makes the virtual environment it needs. `make demo` needs the library alone; the
 # others add the tools of the [dev] extra. A changed setup.py installs again.
+#   make app                      the live studio, with the painter that comes along
 #   make demo                     train, paint and score in miniature
 #   make test                     the quick tests
 #   make PYTHON=python3.12 test   with an interpreter of your choice (3.11 to 3.13)
@@ -12,7 +13,7 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 USABLE_VENV := import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help .venv demo test test-slow lint lint-format lint-ruff lint-types format docs browser
+.PHONY: help .venv app demo test test-slow lint lint-format lint-ruff lint-types format docs browser
 
 help:
 	@sed -n 's/^# *\(make .*\)/  \1/p' Makefile
@@ -41,6 +42,14 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "Installing the development tools into $(VENV)"
 	@$(PIP) -e '.[dev,remote]'
 	@touch $@
+
+$(VENV)/.installed-app: $(VENV)/.installed
+	@echo "Installing the studio into $(VENV)"
+	@$(PIP) -e '.[app]'
+	@touch $@
+
+app: $(VENV)/.installed-app
+	$(PY) -m launch.app
 
 demo: $(VENV)/.installed
 	rm -rf demo

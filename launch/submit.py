@@ -24,7 +24,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ CHIPS = {
     "v5p": Chip("v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice", "ct5p-hightpu-4t", 3),
     "v6e": Chip("v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice", "ct6e-standard-4t", 2),
 }
-_PER_HOST = 4
+PER_HOST = 4
 _GRACE = 120  # seconds between SIGTERM and SIGKILL, to save in
 
 # Flags of each target: those that must be given, and those that may.
@@ -136,8 +136,12 @@ def main(values: flags.FlagValues, argv: Sequence[str]) -> None:
       values: the parsed flags.
       argv: the command line they were parsed from; launch.train gets its part of it as it stands.
     """
-    plan = make_plan(values, argv)
-    if values.dry_run:
+    send(make_plan(values, argv), values.dry_run)
+
+
+def send(plan: Plan, dry_run: bool) -> None:
+    """Runs a plan and prints its notes; with `dry_run` prints it all and does nothing."""
+    if dry_run:
         if plan.file:
             print(f"# ---- {plan.file}\n{plan.text}")
         print("# ---- command")
@@ -156,7 +160,7 @@ def make_plan(values: flags.FlagValues, argv: Sequence[str]) -> Plan:
     """
     target = common.required(values, "target")
     name = common.required(values, "name")
-    _check_flags(values, target)
+    check_flags(values, target, TARGETS)
     config = common.read_config(values)
     workdir = common.required(values, "workdir")
     if target != "slurm":
@@ -190,16 +194,26 @@ def run(plan: Plan) -> None:
 # ---- flags ---------------------------------------------------------------------------------------
 
 
-def _check_flags(values: flags.FlagValues, target: str) -> None:
-    must, may = TARGETS[target]
+def check_flags(values: flags.FlagValues, target: str, targets: Mapping[str, Any]) -> None:
+    """Checks the flags of a target.
+
+    Args:
+      values: the parsed flags.
+      target: a key of `targets`.
+      targets: names of flags that must and that may be given, as in `TARGETS`.
+
+    Raises:
+      ConfigError: a flag is missing, malformed or of another target.
+    """
+    must, may = targets[target]
     for flag in must:
         common.required(values, flag)
-    others = {flag for m, o in TARGETS.values() for flag in (*m, *o)} - {*must, *may}
+    others = {flag for m, o in targets.values() for flag in (*m, *o)} - {*must, *may}
     for flag in sorted(others):
         if values[flag].present:
             raise ConfigError(f"--{flag} has no meaning for --target={target}")
     for flag, (form, words) in _FORMS.items():
-        value = values[flag].value
+        value = values[flag].value if flag in values else None
         if value is not None and not re.fullmatch(form, value):
             raise ConfigError(f"--{flag}={value} should be {words}")
 
@@ -232,7 +246,12 @@ class Slices(NamedTuple):
     chips: int
 
 
-def _slices(values: flags.FlagValues) -> Slices:
+def read_slices(values: flags.FlagValues) -> Slices:
+    """What `--topology` names.
+
+    Raises:
+      ConfigError: nothing that is known.
+    """
     kind, colon, shape = str(values.topology).partition(":")
     known = ", ".join(CHIPS)
     if not colon or kind not in CHIPS:
@@ -242,15 +261,15 @@ def _slices(values: flags.FlagValues) -> Slices:
         example = "x".join("4" * chip.dimensions)
         raise ConfigError(f"--topology={values.topology}: a shape of {kind} is like {example}")
     chips = math.prod(int(side) for side in shape.split("x"))
-    if chips % _PER_HOST:
-        raise ConfigError(f"--topology={values.topology} has {chips} chips; a host has {_PER_HOST}")
+    if chips % PER_HOST:
+        raise ConfigError(f"--topology={values.topology} has {chips} chips; a host has {PER_HOST}")
     return Slices(chip, shape, chips)
 
 
 _SIZES: dict[str, Callable[[flags.FlagValues], int]] = {
     "slurm": lambda values: values.nodes * values.gpus_per_node,
     **dict.fromkeys(
-        ("tpu", "gke", "gke_toolkit"), lambda values: _slices(values).chips * values.slices
+        ("tpu", "gke", "gke_toolkit"), lambda values: read_slices(values).chips * values.slices
     ),
 }
 
@@ -258,7 +277,7 @@ _SIZES: dict[str, Callable[[flags.FlagValues], int]] = {
 # ---- plans ---------------------------------------------------------------------------------------
 
 
-def _fill(template: str, **fields: Any) -> str:
+def fill(template: str, **fields: Any) -> str:
     """A template of this folder with its fields; an unknown one raises."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -279,7 +298,7 @@ def _options(**given: Any) -> list[str]:
 
 
 def _tpu(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
-    slices = _slices(values)
+    slices = read_slices(values)
     chip = slices.chip
     where = _options(zone=values.zone, project=values.project)
     # Several slices are nodes of one resource, named by the service.
@@ -303,7 +322,7 @@ def _tpu(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
         ),
         *(["--spot"] if values.spot else []),
     ]
-    script = _fill("tpu/startup.sh.j2", train=train, image=values.image, restarts=values.restarts)
+    script = fill("tpu/startup.sh.j2", train=train, image=values.image, restarts=values.restarts)
     node = name if values.slices == 1 else f"{name}-0"
     watch = "docker logs --follow train"
     ssh = ["gcloud", "compute", "tpus", "tpu-vm", "ssh", node, *where, "--worker=0"]
@@ -320,8 +339,8 @@ def _tpu(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
 
 
 def _gke(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
-    slices = _slices(values)
-    text = _fill(
+    slices = read_slices(values)
+    text = fill(
         "gke/jobset.yaml.j2",
         name=name,
         train=[word.replace("$(", "$$(") for word in train],  # Kubernetes would look up a variable
@@ -329,8 +348,8 @@ def _gke(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
         chip=slices.chip,
         shape=slices.shape,
         slices=values.slices,
-        hosts=slices.chips // _PER_HOST,
-        per_host=_PER_HOST,
+        hosts=slices.chips // PER_HOST,
+        per_host=PER_HOST,
         restarts=values.restarts,
         spot=values.spot,
         queue=values.queue,
@@ -349,7 +368,7 @@ def _gke(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
 
 
 def _gke_toolkit(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
-    slices = _slices(values)
+    slices = read_slices(values)
     command = [
         *("gcluster", "job", "submit"),
         *_options(
@@ -374,7 +393,7 @@ def _slurm(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
     for flag in ("directory", "python"):
         if re.search(r"[\s'\"\\]", values[flag].value or ""):
             raise ConfigError(f"--{flag}={values[flag].value} must be without spaces and quotes")
-    text = _fill(
+    text = fill(
         "slurm/train.sbatch.j2",
         name=name,
         train=[values.python, *train[1:]],

@@ -1,14 +1,18 @@
-"""Run the trials of a sweep, one after the other, and keep what came of each.
+"""Run the trials of a sweep, here or on a cluster, and keep what came of each.
 
     python -m launch.sweep --sweep=configs/sweeps/study.py --workdir=runs/study
 
 --sweep=FILE    a file with get_sweep(), a list of launch.trials.Trial
---workdir=DIR   a folder a trial: what its commands write, log.txt, done.json
+--workdir=DIR   a folder a trial: what its commands write, log.txt, done.json; and results.json,
+                results.md, results.png and comparison/ of all
 --record=DIR    also keep DIR/<trial>.json of every finished trial, and skip trials that have one
 --only=A,B      these trials, and whatever they need
 --jobs=N        trials at a time (1)
 --list          say what would be done, and do nothing
 --json          print one JSON object as the last line
+--target=T      where: local, slurm (an array), gke (a JobSet), commands (prints one a line);
+                docs/launching.md has their flags, --dry_run prints what would be sent
+--trial=T       runs the one of that name or number and no other, as the targets do
 
 Started again it goes on where it stopped: finished trials are skipped, an interrupted one is run
 again and its commands go on from what they find. A failing trial is reported and stops only those
@@ -31,11 +35,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from absl import flags
+from rich.console import Console
 
-from launch import common, trials
+from launch import common, submit, sweep_targets, trials
 from launch.trials import Trial
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.interrupts import finish_on_interrupt
+from process_gen.report import trials as trials_report
+from process_gen.report.trials import Row
 from process_gen.train.progress import duration
 
 LOG, DONE, SPENT = "log.txt", "done.json", "spent.json"
@@ -206,7 +213,7 @@ def needed(ordered: Sequence[Trial], ledger: Ledger, only: Sequence[str]) -> lis
 
 def run_trials(
     todo: Sequence[Trial], ledger: Ledger, jobs: int, sweep: str
-) -> tuple[dict[str, str], bool]:
+) -> tuple[dict[str, str], KeyboardInterrupt | None]:
     """Runs trials, `jobs` at a time.
 
     Args:
@@ -216,7 +223,7 @@ def run_trials(
       sweep: the flag that names the sweep, for the record.
 
     Returns:
-      Reasons of failure by name, and whether an interrupt ended it early.
+      Reasons of failure by name, and what to raise if an interrupt ended it early.
     """
     waiting, running, finished = list(todo), list[Running](), set[str]()
     failed: dict[str, str] = {}
@@ -239,6 +246,10 @@ def run_trials(
                             held.add(trial.name)
                             continue
                         waiting.remove(trial)
+                        if ledger.made(trial):  # by another runner meanwhile
+                            lock.close()
+                            finished.add(trial.name)
+                            continue
                         running.append(_start(trial, ledger, lock))
                 for one in list(running):
                     if not one.ended():
@@ -259,7 +270,7 @@ def run_trials(
             _stop(running)
             for one in running:
                 ledger.spend(one.trial, time.time() - one.started, one.cpu)
-    return failed, bool(waiting or running)
+    return failed, interrupted() if waiting or running else None
 
 
 def _close(one: Running, ledger: Ledger, sweep: str) -> str:
@@ -327,22 +338,32 @@ def _stop(running: Sequence[Running]) -> None:
             time.sleep(_POLL)
 
 
-def table(ordered: Sequence[Trial], ledger: Ledger, failed: Mapping[str, str]) -> str:
-    """A line a trial: state, time, its headline score."""
-    lines = [f"{'trial':<28} {'state':<10} {'time':>8}  exact"]
+def rows(ordered: Sequence[Trial], ledger: Ledger, failed: Mapping[str, str]) -> list[Row]:
+    """What became of every trial, for tables."""
+    found = []
     for trial in ordered:
         result = ledger.result(trial)
         if result is None:
-            lines.append(f"{trial.name:<28} {'failed' if trial.name in failed else 'to do':<10}")
-            continue
-        overall = (result["scores"] or {}).get("overall", {})
-        rate = ""
-        if isinstance(overall, Mapping) and "exact" in overall:
-            low, high = overall["exact_low"], overall["exact_high"]
-            rate = f"{100 * overall['exact']:5.1f} [{100 * low:5.1f}, {100 * high:5.1f}]"
-        line = f"{trial.name:<28} {'done':<10} {duration(result['seconds']):>8}  {rate}"
-        lines.append(line.rstrip())
-    return "\n".join(lines)
+            reason = failed.get(trial.name, "")
+            found.append(Row(trial.name, trial.about, "failed" if reason else "to do", reason))
+        else:
+            rates = trials_report.rates(result["scores"])
+            found.append(Row(trial.name, trial.about, "done", "", result["seconds"], rates))
+    return found
+
+
+def write_results(
+    ordered: Sequence[Trial], ledger: Ledger, failed: Mapping[str, str], command: str
+) -> None:
+    """Prints the table of a sweep and writes it, with a figure and a comparison of those scored."""
+    found = rows(ordered, ledger, failed)
+    Console(highlight=False).print(trials_report.table(found))
+    results = {t.name: ledger.result(t) for t in ordered}
+    text = json.dumps({"command": command, "trials": results, "failed": dict(failed)}, indent=1)
+    _write(ledger.workdir / "results.json", text + "\n")
+    _write(ledger.workdir / "results.md", trials_report.markdown(found))
+    if (picture := trials_report.figure(found)) is not None:
+        (ledger.workdir / "results.png").write_bytes(picture)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -352,36 +373,91 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("record", None, "folder of the results", flag_values=values)
     flags.DEFINE_list("only", [], "names of trials", flag_values=values)
     flags.DEFINE_integer("jobs", 1, "trials at a time", 1, flag_values=values)
+    flags.DEFINE_string("trial", None, "the only trial", flag_values=values)
     flags.DEFINE_boolean("list", False, "only say what would run", flag_values=values)
     flags.DEFINE_boolean("json", False, "print a JSON object", flag_values=values)
+    sweep_targets.define_flags(values)
 
 
 def main(values: flags.FlagValues) -> None:
-    """Runs what has not run yet, and prints the table."""
-    file = common.required(values, "sweep")
+    """Runs or sends what has not run yet, and prints the table."""
+    file, workdir = common.required(values, "sweep"), common.required(values, "workdir")
+    sweep_targets.check(values)
     ordered = trials.load(file)
-    ledger = Ledger(
-        Path(common.required(values, "workdir")), Path(values.record) if values.record else None
-    )
+    ledger = Ledger(Path(workdir), Path(values.record) if values.record else None)
+    if values.trial is not None:
+        run_one(values, ordered, ledger)
+        return
     todo = needed(ordered, ledger, values.only)
-    print(f"{len(ordered)} trials, {len(todo)} to run: {', '.join(t.name for t in todo) or 'none'}")
+    names = ", ".join(t.name for t in todo) or "none"
+    print(f"{len(ordered)} trials, {len(todo)} to run: {names}", file=sys.stderr, flush=True)
     if values.list:
         for trial in todo:
             for words in trial.words(ledger.workdir):
                 print(f"{trial.name}: python -m {' '.join(words)}")
-        return
+    elif values.target == sweep_targets.LOCAL:
+        run_here(values, todo, ordered, ledger)
+    else:
+        send(values, todo, ordered, ledger)
+
+
+def run_here(
+    values: flags.FlagValues, todo: Sequence[Trial], ordered: Sequence[Trial], ledger: Ledger
+) -> None:
+    """Runs trials on this machine and writes what came of all.
+
+    Raises:
+      ConfigError: another runner is at it.
+      KeyboardInterrupt: it was interrupted; `Preempted` by SIGTERM.
+    """
     if (lock := _lock(ledger.workdir / "sweep.lock")) is None:
         raise ConfigError(f"another sweep is running in {ledger.workdir}")
     with lock:
-        failed, stopped = run_trials(todo, ledger, values.jobs, f"--sweep={file}")
-    print(table(ordered, ledger, failed))
+        failed, stopped = run_trials(todo, ledger, values.jobs, f"--sweep={values.sweep}")
+        write_results(ordered, ledger, failed, f"python -m launch.sweep --sweep={values.sweep}")
     if values.json:
         states = {t.name: ledger.result(t) for t in ordered}
         print(json.dumps({"trials": states, "failed": failed}))
     if stopped:
-        raise KeyboardInterrupt
+        raise stopped
     if failed:
         sys.exit(1)
+
+
+def run_one(values: flags.FlagValues, ordered: Sequence[Trial], ledger: Ledger) -> None:
+    """Runs the trial of `--trial`, unless it is done.
+
+    Raises:
+      ConfigError: there is no such trial, or what it needs has not been made.
+      KeyboardInterrupt: it was interrupted; `Preempted` by SIGTERM.
+    """
+    chosen = [trial for trial in ordered if not values.only or trial.name in values.only]
+    trial = sweep_targets.pick(chosen, values.trial)
+    known = {other.name: other for other in ordered}
+    if ledger.made(trial):
+        print(f"{trial.name}: done already")
+        return
+    if missing := [name for name in trial.needs if not ledger.made(known[name])]:
+        raise ConfigError(f"{trial.name} needs {', '.join(missing)}, not done yet")
+    failed, stopped = run_trials([trial], ledger, 1, f"--sweep={values.sweep}")
+    if stopped:
+        raise stopped
+    if failed:
+        sys.exit(1)
+
+
+def send(
+    values: flags.FlagValues, todo: Sequence[Trial], ordered: Sequence[Trial], ledger: Ledger
+) -> None:
+    """Sends the trials that wait for no other, or prints their commands."""
+    known = {trial.name: trial for trial in ordered}
+    ready = [t for t in todo if all(ledger.made(known[name]) for name in t.needs)]
+    if waiting := [trial.name for trial in todo if trial not in ready]:
+        print(f"left for later, when what they need is done: {', '.join(waiting)}", file=sys.stderr)
+    if values.target == "commands":
+        print("\n".join(sweep_targets.commands(values, ready)))
+    elif ready:
+        submit.send(sweep_targets.make_plan(values, ready, ordered), values.dry_run)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ must then be named in `needs`:
     paint = ("launch.sample", "--checkpoint={base}/run", "--prompts=mine.txt", "--out={here}/out")
     return [Trial("base", (train,)), Trial("mine", (paint,), needs=("base",))]
 
-`product`, `zipped` and `sampled` make the overrides of many trials out of a few lines.
+`product`, `zipped` and `sampled` make the overrides of many trials out of a few lines, and
+`of_overrides` the trials that train and score with them.
 """
 
 from __future__ import annotations
@@ -164,6 +165,32 @@ def sampled(axes: Mapping[str, Sequence[Any]], num: int, seed: int) -> list[Over
 def flags(overrides: Overrides) -> tuple[str, ...]:
     """Overrides as words of a command line."""
     return tuple(f"--config.{key}={value}" for key, value in overrides.items())
+
+
+def of_overrides(
+    config: str, overrides: Sequence[Overrides], evaluate: Sequence[str] = ("--suite=strokes",)
+) -> list[Trial]:
+    """A trial a set of overrides: trains with it, then scores what was trained.
+
+    Args:
+      config: file, and argument, of `launch.train --config`.
+      overrides: of `product` and its kin.
+      evaluate: further words for `launch.evaluate`; none at all trains only.
+
+    Returns:
+      Trials "t0", "t1", ..., with what is varied as `about`.
+    """
+    width, made = len(str(max(len(overrides) - 1, 0))), []
+    for number, one in enumerate(overrides):
+        words = [word.replace("{", "{{").replace("}", "}}") for word in flags(one)]
+        commands = [("launch.train", f"--config={config}", "--workdir={here}/run", *words)]
+        if evaluate:
+            where = ("--checkpoint={here}/run", "--out={here}/scores", "--overwrite")
+            commands.append(("launch.evaluate", *where, *evaluate))
+        about = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in one.items())
+        scores = "scores/scores.json" if evaluate else ""
+        made.append(Trial(f"t{number:0{width}}", tuple(commands), scores=scores, about=about))
+    return made
 
 
 def _merged(parts: Iterable[Overrides]) -> Overrides:

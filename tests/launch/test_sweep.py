@@ -77,7 +77,21 @@ def test_overrides_of_many_trials():
         trials.product(rates, rates)
 
 
-def test_a_failure_stops_only_those_that_need_it(tmp_path):
+def test_trials_of_overrides():
+    overrides = trials.product(
+        trials.sweep("optimizer.name", ["muon", "adamw"]), trials.sweep("data.x", ["{a}"])
+    )
+    made = trials.in_order(trials.of_overrides("c.py:demo", overrides, ("--suite=strokes",)))
+    assert [t.name for t in made] == ["t0", "t1"] and made[0].about == "name=muon x={a}"
+    train, evaluate = made[1].words(Path("/runs"))
+    assert train[:3] == ["launch.train", "--config=c.py:demo", "--workdir=/runs/t1/run"]
+    assert train[3:] == ["--config.optimizer.name=adamw", "--config.data.x={a}"]
+    assert "--checkpoint=/runs/t1/run" in evaluate and evaluate[-1] == "--suite=strokes"
+    (only,) = trials.of_overrides("c.py", [{}], evaluate=())
+    assert len(only.commands) == 1 and only.scores == ""
+
+
+def test_a_failure_stops_only_those_that_need_it(tmp_path, capsys):
     todo = [_stub("bad", "fail"), _stub("after", needs=("bad",)), _stub("good"), _stub("next")]
     todo[3] = _stub("next", needs=("good",))
     ledger, failed, stopped = _run(todo, tmp_path, tmp_path / "record", jobs=2)
@@ -87,8 +101,16 @@ def test_a_failure_stops_only_those_that_need_it(tmp_path):
     result = json.loads((tmp_path / "record" / "next.json").read_text())
     assert result["scores"]["overall"]["exact"] == 0.5
     assert result["command"] == "python -m launch.sweep --sweep=x.py --only=next"
-    text = sweep.table(todo, ledger, failed)
-    assert "failed" in text and " 50.0 [  0.0, 100.0]" in text
+    sweep.write_results(todo, ledger, failed, "python -m launch.sweep")
+    assert "50.0 [0.0, 100.0]" in capsys.readouterr().out
+    lines = (tmp_path / "results.md").read_text().splitlines()
+    assert lines[0] == "| trial | what | state | time | exact % |" and len(lines) == 6
+    assert lines[2].startswith("| bad |  | failed: exit status 3 |")
+    assert lines[3].startswith("| after |  | failed: needs bad |")
+    assert lines[4].startswith("| good |  | done |") and "50.0 [0.0, 100.0]" in lines[4]
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert kept["failed"] == failed and kept["trials"]["good"]["scores"]["overall"]["exact"] == 0.5
+    assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_scores_that_were_promised_must_be_there(tmp_path):
@@ -181,3 +203,66 @@ def test_two_runners_do_not_share_a_folder(tmp_path):
     lock.close()
     sweep.main(flags)
     assert _count(tmp_path, "t0") == 1
+
+
+def test_the_example_is_a_sweep():
+    six = trials.load(str(_ROOT / "configs/sweeps/learning_rate.py"))
+    assert [t.name for t in six] == [f"t{i}" for i in range(6)]
+    assert len({t.about for t in six}) == 6
+
+
+def _main(*words: str) -> None:
+    sweep.main(common.parse(sweep.define_flags, ["sweep", *words]))
+
+
+def test_one_trial_by_number_or_name(tmp_path, capsys):
+    file, folder = tmp_path / "six.py", tmp_path / "runs"
+    file.write_text(_SIX.replace("0.4", "0"))
+    where = (f"--sweep={file}", f"--workdir={folder}")
+    _main(*where, "--trial=3")
+    _main(*where, "--trial=t3")
+    assert capsys.readouterr().out.endswith("t3: done already\n")
+    _main(*where, "--only=t1,t4", "--trial=1")
+    assert {p.parent.name for p in folder.glob("*/done.json")} == {"t3", "t4"}
+    assert _count(folder, "t3") == _count(folder, "t4") == 1
+    with pytest.raises(ConfigError, match="--trial=6 is neither a number below 6 nor one of t0"):
+        _main(*where, "--trial=6")
+
+
+def test_a_trial_waits_for_what_it_needs_and_says_when_it_fails(tmp_path):
+    file = tmp_path / "two.py"
+    file.write_text(
+        f"""
+from launch.trials import Trial
+def get_sweep():
+    words = ({_STUB!r}, "{{here}}", "fail")
+    return [Trial("a", (words,)), Trial("b", (words,), needs=("a",))]
+"""
+    )
+    where = (f"--sweep={file}", f"--workdir={tmp_path / 'runs'}")
+    with pytest.raises(ConfigError, match="b needs a, not done yet"):
+        _main(*where, "--trial=b")
+    with pytest.raises(SystemExit) as stopped:
+        _main(*where, "--trial=a")
+    assert stopped.value.code == 1
+
+
+def test_what_another_runner_finished_is_not_run_again(tmp_path):
+    ledger, *_ = _run([_stub("a")], tmp_path)
+    failed, stopped = sweep.run_trials([_stub("a")], ledger, 1, "--sweep=x.py")
+    assert not failed and not stopped and _count(tmp_path, "a") == 1
+
+
+def test_sigterm_is_a_preemption(tmp_path):
+    file, folder = tmp_path / "six.py", tmp_path / "runs"
+    file.write_text(_SIX.replace("0.4", "60"))
+    words = ["-m", "launch.sweep", f"--sweep={file}", f"--workdir={folder}", "--trial=t0"]
+    runner = subprocess.Popen([sys.executable, *words], cwd=_ROOT, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (folder / "t0" / "ran.txt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    runner.send_signal(signal.SIGTERM)
+    runner.communicate()
+    assert runner.returncode == common.PREEMPTED
+    assert not (folder / "t0" / "done.json").exists()
