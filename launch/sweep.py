@@ -3,8 +3,8 @@
     python -m launch.sweep --sweep=configs/sweeps/study.py --workdir=runs/study
 
 --sweep=FILE    a file with get_sweep(), a list of launch.trials.Trial
---workdir=DIR   a folder a trial: what its commands write, log.txt, done.json; and results.json,
-                results.md, results.png and comparison/ of all
+--workdir=DIR   a folder a trial: what its commands write, log.txt, done.json; and of all
+                results.json, results.md, results.png, and comparison/ (launch.compare)
 --record=DIR    also keep DIR/<trial>.json of every finished trial, and skip trials that have one
 --only=A,B      these trials, and whatever they need
 --jobs=N        trials at a time (1)
@@ -35,14 +35,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from absl import flags
-from rich.console import Console
 
-from launch import common, submit, sweep_targets, trials
+from launch import common, submit, sweep_results, sweep_targets, trials
 from launch.trials import Trial
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.interrupts import finish_on_interrupt
-from process_gen.report import trials as trials_report
-from process_gen.report.trials import Row
 from process_gen.train.progress import duration
 
 LOG, DONE, SPENT = "log.txt", "done.json", "spent.json"
@@ -338,34 +335,6 @@ def _stop(running: Sequence[Running]) -> None:
             time.sleep(_POLL)
 
 
-def rows(ordered: Sequence[Trial], ledger: Ledger, failed: Mapping[str, str]) -> list[Row]:
-    """What became of every trial, for tables."""
-    found = []
-    for trial in ordered:
-        result = ledger.result(trial)
-        if result is None:
-            reason = failed.get(trial.name, "")
-            found.append(Row(trial.name, trial.about, "failed" if reason else "to do", reason))
-        else:
-            rates = trials_report.rates(result["scores"])
-            found.append(Row(trial.name, trial.about, "done", "", result["seconds"], rates))
-    return found
-
-
-def write_results(
-    ordered: Sequence[Trial], ledger: Ledger, failed: Mapping[str, str], command: str
-) -> None:
-    """Prints the table of a sweep and writes it, with a figure and a comparison of those scored."""
-    found = rows(ordered, ledger, failed)
-    Console(highlight=False).print(trials_report.table(found))
-    results = {t.name: ledger.result(t) for t in ordered}
-    text = json.dumps({"command": command, "trials": results, "failed": dict(failed)}, indent=1)
-    _write(ledger.workdir / "results.json", text + "\n")
-    _write(ledger.workdir / "results.md", trials_report.markdown(found))
-    if (picture := trials_report.figure(found)) is not None:
-        (ledger.workdir / "results.png").write_bytes(picture)
-
-
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     flags.DEFINE_string("sweep", None, "file with get_sweep()", flag_values=values)
@@ -414,9 +383,10 @@ def run_here(
         raise ConfigError(f"another sweep is running in {ledger.workdir}")
     with lock:
         failed, stopped = run_trials(todo, ledger, values.jobs, f"--sweep={values.sweep}")
-        write_results(ordered, ledger, failed, f"python -m launch.sweep --sweep={values.sweep}")
+        states = {trial.name: ledger.result(trial) for trial in ordered}
+        command = f"python -m launch.sweep --sweep={values.sweep}"
+        sweep_results.write(ledger.workdir, ordered, states, failed, command)
     if values.json:
-        states = {t.name: ledger.result(t) for t in ordered}
         print(json.dumps({"trials": states, "failed": failed}))
     if stopped:
         raise stopped

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import common, sweep, trials
+from launch import common, sweep, sweep_results, trials
 from launch.trials import Trial
 from process_gen.core.errors import ConfigError, DataError
 
@@ -101,7 +101,8 @@ def test_a_failure_stops_only_those_that_need_it(tmp_path, capsys):
     result = json.loads((tmp_path / "record" / "next.json").read_text())
     assert result["scores"]["overall"]["exact"] == 0.5
     assert result["command"] == "python -m launch.sweep --sweep=x.py --only=next"
-    sweep.write_results(todo, ledger, failed, "python -m launch.sweep")
+    states = {trial.name: ledger.result(trial) for trial in todo}
+    sweep_results.write(tmp_path, todo, states, failed, "python -m launch.sweep")
     assert "50.0 [0.0, 100.0]" in capsys.readouterr().out
     lines = (tmp_path / "results.md").read_text().splitlines()
     assert lines[0] == "| trial | what | state | time | exact % |" and len(lines) == 6
