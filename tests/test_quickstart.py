@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nbformat
@@ -15,10 +16,12 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "quickstart.ipynb"
 def run(notebook: nbformat.NotebookNode) -> list[list[nbformat.NotebookNode]]:
     """Outputs of the code cells."""
     folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    NotebookClient(notebook, timeout=240, resources=folder).execute()
+    client = NotebookClient(notebook, timeout=600, resources=folder)
+    client.execute(env={**os.environ, "PYTHONPATH": str(NOTEBOOK.parents[1])})
     return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
 
 
+@pytest.mark.timeout(900)  # it paints three times
 def test_it_runs_from_start_to_end():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)

@@ -74,7 +74,7 @@ def test_only_what_has_no_result_is_sent(call, tmp_path, capsys):
     assert [line.rpartition("=")[2] for line in lines] == ["t1", "t3", "last"]
     call("slurm", "--dry_run", workdir=str(folder), without="none")
     assert "#SBATCH --array=1,3,4%1\n" in capsys.readouterr().out
-    call("gke", "--dry_run", "--volume=disk:/", workdir=str(folder), without="--volume")
+    call("gke", "--dry_run", f"--volume=disk:{tmp_path}", workdir=str(folder), without="--volume")
     text = capsys.readouterr().out
     job = yaml.safe_load(text.partition("# ---- command")[0])["spec"]["replicatedJobs"][0]
     job = job["template"]["spec"]
