@@ -19,7 +19,7 @@ SCALE = 4  # pixels of a strip for one of its pictures
 def make_strips(
     config: Config, vae: Any = None
 ) -> Callable[[int, TrainState], Mapping[str, float | np.ndarray]]:
-    """Builds a hook of the training loop that paints `train.paint_prompts`.
+    """Builds a hook of the training loop that paints `train.paint_prompts`; before the loop begins.
 
     It paints with the averaged weights and the run's own settings, always from the same seed, all
     prompts in one batch; what it compiles is compiled at its first call.
@@ -33,16 +33,12 @@ def make_strips(
       share of paintings that were `finished`, their `images`, and the `seconds` it took.
     """
     prompts = config.train.paint_prompts
-    painter: Painter | None = None
+    painter = Painter(config, None, vae=vae)  # while no mesh is in force, as modules want it
 
     def strips(step: int, state: TrainState) -> Mapping[str, float | np.ndarray]:
-        nonlocal painter
         started = time.monotonic()
-        weights = averaged(state)
-        if painter is None:
-            painter = Painter(config, None, vae=vae)
         # The step after this one overwrites the weights, so that the painter must not keep them.
-        done = painter.with_params(weights).paint(prompts, seed=0, batch=len(prompts))
+        done = painter.with_params(averaged(state)).paint(prompts, seed=0, batch=len(prompts))
         found: dict[str, float | np.ndarray] = {
             str(number): np.asarray(filmstrip(trajectory, SCALE))
             for number, trajectory in enumerate(done)

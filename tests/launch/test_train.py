@@ -13,6 +13,7 @@ from launch import common, train
 from process_gen.checkpoint import manager
 from process_gen.core import configs
 from process_gen.core.errors import ConfigError
+from tests.train.event_files import events
 
 CONFIG = """
 import ml_collections
@@ -165,3 +166,33 @@ def test_a_run_goes_on_and_another_config_is_refused(config_file, tmp_path, caps
     assert exit_info.value.code == 2 and error.count("\n") == 1
     assert "optimizer.name is 'adamw' there and 'muon' here" in error
     assert before == {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
+
+
+def test_the_event_files_of_a_run(config_file, tmp_path):
+    """Losses, rates, norms, pack fill and shares of the data; and paintings on the way."""
+    workdir = tmp_path / "run"
+    painting = ("--config.train.paint_every=2", "--config.train.paint_prompts=('a red circle',)")
+    call(f"--config={config_file}", f"--workdir={workdir}", "--config.train.steps=4", *painting)
+    found: dict[str, list] = {}
+    for step, tag, kind, value in events(workdir / "tensorboard"):
+        found.setdefault(tag, []).append((step, kind, value))
+    scalars = {
+        *("train/loss", "train/plan_ce", "train/sketch_mse", "train/steps_per_second"),
+        *("train/learning_rate", "train/grad_norm", "train/grad_norm/und", "train/grad_norm/gen"),
+        *("train/update_norm/embed", "train/update_norm/lm_head", "train/fill/text"),
+        *("train/tokens/plan_ce", "train/data/epoch", "train/data/share_strokes", "eval/loss"),
+        *("paint/finished", "paint/seconds"),
+    }
+    for tag in scalars:
+        assert [(step, kind) for step, kind, _ in found[tag]] == [
+            (2, "simple_value"),
+            (4, "simple_value"),
+        ], tag
+    parts = [found[t][-1][2] for t in found if t.startswith("train/grad_norm/")]
+    assert sum(x * x for x in parts) ** 0.5 == pytest.approx(
+        found["train/grad_norm"][-1][2], rel=0.1
+    )
+    assert 0 < found["train/fill/text"][0][2] <= 1 and found["train/data/share_strokes"][0][2] == 1
+    assert [(step, kind) for step, kind, _ in found["paint/0"]] == [(2, "image"), (4, "image")]
+    strip = found["paint/0"][0][2]
+    assert strip.height > 50 and strip.width > 100

@@ -11,6 +11,7 @@ import pytest
 from process_gen.core import configs
 from process_gen.models import functional
 from process_gen.report import strips
+from process_gen.sharding.mesh import make_mesh
 
 CONFIG = configs.from_mapping(
     {
@@ -54,6 +55,11 @@ def compilations(monkeypatch):
 
 def test_the_same_prompts_with_weights_that_change(compilations):
     paint = strips.make_strips(CONFIG)
+    with jax.set_mesh(make_mesh(CONFIG.mesh)):  # as in the loop
+        check(paint, compilations)
+
+
+def check(paint, compilations):
     first = paint(5, state(0))
     assert compilations
     again = paint(10, state(0))

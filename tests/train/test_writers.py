@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 
 from process_gen.core.errors import ConfigError
 from process_gen.train import terminal, writers
+from tests.train.event_files import events
 
 
 def lines(path):
@@ -76,25 +77,6 @@ def test_multi_writer_reaches_all(tmp_path):
         for n in ("write_scalars", "write_images", "write_texts", "write_hparams", "flush", "close")
         for _ in range(2)
     ]
-
-
-def events(folder):
-    """What event files hold: (step, tag, kind of value, value)."""
-    import struct
-
-    from tensorboardX.proto.event_pb2 import Event
-
-    found = []
-    for file in sorted(folder.iterdir()):
-        data = file.read_bytes()
-        while data:  # TFRecord: length, its checksum, the event, its checksum
-            (length,) = struct.unpack("<Q", data[:8])
-            event = Event.FromString(data[12 : 12 + length])
-            data = data[16 + length :]
-            for value in event.summary.value:
-                kind = value.WhichOneof("value")
-                found.append((event.step, value.tag, kind, getattr(value, kind)))
-    return found
 
 
 def test_tensorboard_reads_back_what_was_written(tmp_path):
