@@ -189,9 +189,9 @@ def test_the_event_files_of_a_run(config_file, tmp_path):
             (4, "simple_value"),
         ], tag
     parts = [found[t][-1][2] for t in found if t.startswith("train/grad_norm/")]
-    assert sum(x * x for x in parts) ** 0.5 == pytest.approx(
-        found["train/grad_norm"][-1][2], rel=0.1
-    )
+    # Means over two steps: parts add up to no more than the whole, and to about as much.
+    total = found["train/grad_norm"][-1][2]
+    assert 0.5 * total < sum(x * x for x in parts) ** 0.5 < 1.0001 * total
     assert 0 < found["train/fill/text"][0][2] <= 1 and found["train/data/share_strokes"][0][2] == 1
     assert [(step, kind) for step, kind, _ in found["paint/0"]] == [(2, "image"), (4, "image")]
     strip = found["paint/0"][0][2]
