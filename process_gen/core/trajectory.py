@@ -13,7 +13,7 @@ import dataclasses
 import enum
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ FINISH_REASONS = (
     "refused",
 )
 MAX_IMAGE_SIDE = 4096
+MAX_PIXELS = 1 << 28  # of all pictures of a record together
+MAX_TEXT = 1 << 17  # characters of any text; longer than any pack
 
 
 class Stage(enum.IntEnum):
@@ -49,8 +51,9 @@ class Stage(enum.IntEnum):
     CONTROL = 7
 
 
-_PLAN = re.compile(r"<ins>(?P<instruction>.*?)</ins>\s*<des>(?P<description>.*?)</des>", re.DOTALL)
-_REFINE = re.compile(r"<refine>(?P<command>.*?)</refine>", re.DOTALL)
+# Not one expression for all of a plan: its time grows with the square of the length of a text that
+# repeats the tags.
+_BETWEEN = re.compile(r"</ins>\s*<des>")
 
 
 def plan_text(instruction: str, description: str) -> str:
@@ -60,8 +63,13 @@ def plan_text(instruction: str, description: str) -> str:
 
 def parse_plan(text: str) -> tuple[str, str] | None:
     """Reads ``(instruction, description)`` out of a plan; None when it is malformed."""
-    match = _PLAN.fullmatch(text.strip())
-    return (match["instruction"], match["description"]) if match else None
+    text = text.strip()
+    if not text.startswith("<ins>") or not text.endswith("</des>"):
+        return None
+    middle = _BETWEEN.search(text, len("<ins>"), len(text) - len("</des>"))
+    if middle is None:
+        return None
+    return text[len("<ins>") : middle.start()], text[middle.end() : -len("</des>")]
 
 
 def refine_command(inspection: str) -> str | None:
@@ -70,10 +78,17 @@ def refine_command(inspection: str) -> str | None:
     Raises:
       TrajectoryError: a ``<refine>`` tag is opened but not closed, or the reverse.
     """
-    match = _REFINE.search(inspection)
-    if match is None and ("<refine>" in inspection or "</refine>" in inspection):
+    command = _command(inspection)
+    if command is None and ("<refine>" in inspection or "</refine>" in inspection):
         raise TrajectoryError(f"inspection has an unbalanced <refine> tag: {inspection[:80]!r}")
-    return match["command"] if match else None
+    return command
+
+
+def _command(inspection: str) -> str | None:
+    """What stands between the first ``<refine>`` and the next ``</refine>``; None without both."""
+    _, _, rest = inspection.partition("<refine>")
+    command, closed, _ = rest.partition("</refine>")
+    return command if closed else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,7 +117,7 @@ class Step:
 
         Sampled text may hold half a tag, which is no command; `validate` and the grammar say so.
         """
-        return self.inspection is not None and _REFINE.search(self.inspection) is not None
+        return self.inspection is not None and _command(self.inspection) is not None
 
     @property
     def image(self) -> Image | None:
@@ -205,6 +220,9 @@ def validate(trajectory: Trajectory) -> None:
         fail(f"mode {trajectory.mode!r} is not one of {', '.join(MODES)}")
     if trajectory.finish_reason is not None and trajectory.finish_reason not in FINISH_REASONS:
         fail(f"finish_reason {trajectory.finish_reason!r} is not one of {FINISH_REASONS}")
+    for name, text in _texts(trajectory):
+        if len(text) > MAX_TEXT:
+            fail(f"{name} has {len(text)} characters, more than {MAX_TEXT}")
     for name, image in (
         *((f"input {i}", x) for i, x in enumerate(trajectory.inputs)),
         *((f"picture {i}", x) for i, x in enumerate(trajectory.images)),
@@ -253,6 +271,18 @@ def validate(trajectory: Trajectory) -> None:
             fail("the final image is not the last step's picture")
 
 
+def _texts(trajectory: Trajectory) -> Iterator[tuple[str, str]]:
+    """Every text with its name."""
+    yield "the prompt", trajectory.prompt
+    for i, step in enumerate(trajectory.steps):
+        yield f"step {i}: the plan", step.plan
+        yield f"step {i}: the inspection", step.inspection or ""
+        yield f"step {i}: the re-emitted plan", step.refined_plan or ""
+    for i, turn in enumerate(trajectory.turns):
+        yield f"turn {i}", turn.text or ""
+    yield "the answer", trajectory.text or ""
+
+
 def _wrong_reply(trajectory: Trajectory) -> str:
     """What an edit, an answer or a conversation lacks; empty when it is whole."""
     mode, turns = trajectory.mode, trajectory.turns
@@ -295,11 +325,15 @@ def encode_png(image: Image) -> bytes:
     return out.getvalue()
 
 
-def decode_image(data: bytes) -> Image:
+def decode_image(data: bytes, most: int = MAX_PIXELS) -> Image:
     """Decodes PNG, JPEG or WebP bytes into ``uint8[H, W, 3]``; alpha is laid on white.
 
+    Args:
+      data: of one picture. Its size is looked at before any pixel is decoded.
+      most: pixels that it may have.
+
     Raises:
-      TrajectoryError: not one of these formats, damaged, or larger than `MAX_IMAGE_SIDE`.
+      TrajectoryError: not one of these formats, damaged, larger than `MAX_IMAGE_SIDE` or `most`.
     """
     try:
         with PILImage.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as picture:
@@ -308,6 +342,8 @@ def decode_image(data: bytes) -> Image:
                     f"an image of {picture.size[0]}x{picture.size[1]} px is larger than "
                     f"{MAX_IMAGE_SIDE} px a side"
                 )
+            if picture.size[0] * picture.size[1] > most:
+                raise TrajectoryError(f"the pictures of a record have over {MAX_PIXELS} pixels")
             if picture.mode in ("RGBA", "LA", "P"):
                 rgba = picture.convert("RGBA")
                 white = PILImage.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -323,16 +359,24 @@ def _image_to_json(image: Image | None) -> str | None:
     return None if image is None else base64.b64encode(encode_png(image)).decode("ascii")
 
 
-def _image_from_json(text: str | None) -> Image | None:
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise TrajectoryError(f"an image must be a base64 string, got {type(text).__name__}")
-    try:
-        data = base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise TrajectoryError(f"an image is not valid base64: {error}") from error
-    return decode_image(data)
+class _Pictures:
+    """Decodes the pictures of one record, `MAX_PIXELS` of them together."""
+
+    def __init__(self) -> None:
+        self._left = MAX_PIXELS
+
+    def __call__(self, text: Any) -> Image | None:
+        if text is None:
+            return None
+        if not isinstance(text, str):
+            raise TrajectoryError(f"an image must be a base64 string, got {type(text).__name__}")
+        try:
+            data = base64.b64decode(text, validate=True)
+        except ValueError as error:
+            raise TrajectoryError(f"an image is not valid base64: {error}") from error
+        image = decode_image(data, self._left)
+        self._left -= image.shape[0] * image.shape[1]
+        return image
 
 
 def to_json(trajectory: Trajectory) -> dict[str, Any]:
@@ -392,6 +436,7 @@ def from_json(record: Mapping[str, Any]) -> Trajectory:
     if unknown:
         raise TrajectoryError(f"unknown trajectory field(s): {', '.join(map(str, unknown))}")
     none = type(None)
+    picture = _Pictures()
     steps = []
     for i, item in enumerate(_take(record, "steps", (list,), "trajectory")):
         if not isinstance(item, Mapping):
@@ -403,15 +448,15 @@ def from_json(record: Mapping[str, Any]) -> Trajectory:
         steps.append(
             Step(
                 plan=_take(item, "plan", (str,), where),
-                sketch=_image_from_json(item.get("sketch")),
+                sketch=picture(item.get("sketch")),
                 inspection=_take(item, "inspection", (str, none), where),
                 refined_plan=_take(item, "refined_plan", (str, none), where),
-                refined=_image_from_json(item.get("refined")),
+                refined=picture(item.get("refined")),
             )
         )
     inputs = []
     for i, item in enumerate(_take(record, "inputs", (list,), "trajectory")):
-        image = _image_from_json(item)
+        image = picture(item)
         if image is None:
             raise TrajectoryError(f"trajectory: input {i} is null")
         inputs.append(image)
@@ -421,7 +466,7 @@ def from_json(record: Mapping[str, Any]) -> Trajectory:
         if not isinstance(item, Mapping) or set(item) - {f.name for f in dataclasses.fields(Turn)}:
             raise TrajectoryError(f"{where} must be an object of by_model, text and image")
         said = _take(item, "text", (str, none), where)
-        image = _image_from_json(item.get("image"))
+        image = picture(item.get("image"))
         turns.append(Turn(_take(item, "by_model", (bool,), where), said, image))
     sampled = _take(record, "sampled", (Mapping, none), "trajectory")
     for name, value in (sampled or {}).items():
@@ -436,7 +481,7 @@ def from_json(record: Mapping[str, Any]) -> Trajectory:
         mode=_take(record, "mode", (str,), "trajectory"),
         inputs=tuple(inputs),
         steps=tuple(steps),
-        final_image=_image_from_json(record.get("final_image")),
+        final_image=picture(record.get("final_image")),
         text=_take(record, "text", (str, none), "trajectory"),
         turns=tuple(turns),
         finish_reason=_take(record, "finish_reason", (str, none), "trajectory"),

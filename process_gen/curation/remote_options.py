@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import urllib.parse
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,6 +11,8 @@ from typing import Any, Literal
 from process_gen.core.checks import check, positive
 from process_gen.core.settings import build
 from process_gen.curation.remote_account import Prices
+
+_SECRET = re.compile(r"key|secret|password|authori[sz]ation|bearer|credential", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,17 @@ class RemoteOptions:
     prices: Prices = Prices()
 
     def __post_init__(self) -> None:
-        """Checks ranges, and that no secret stands in the address."""
+        """Checks ranges, and that no secret stands in the address or in place of a variable."""
+        # Not shown: it may be the key itself.
+        named = re.fullmatch(r"([A-Z_][A-Z0-9_]*)?", self.api_key_env) is not None
+        check(named, "remote.api_key_env must name an environment variable, such as OPENAI_API_KEY")
+        for name in ("chat_options", "image_options"):
+            secret = next(filter(_SECRET.search, map(str, getattr(self, name))), None)
+            check(
+                secret is None,
+                f"remote.{name} holds {secret!r}, and manifests hold remote.{name}: keys come from "
+                "the environment alone (remote.api_key_env)",
+            )
         positive("remote", concurrency=self.concurrency, attempts=self.attempts)
         positive("remote", timeout=self.timeout, max_wait=self.max_wait)
         for name in ("longest_side", "backoff", "requests_per_minute", "tokens_per_minute"):

@@ -25,6 +25,7 @@ from process_gen.core.checks import check, fraction
 from process_gen.core.errors import DataError
 from process_gen.core.grammar import Supervise
 from process_gen.core.trajectory import (
+    MAX_PIXELS,
     Image,
     Step,
     Trajectory,
@@ -41,7 +42,6 @@ from process_gen.strokes import phrases
 
 MARK = "<image>"  # stands in the words of vlm_sft where a picture does
 MAX_PICTURES = 64  # of one row
-MAX_PIXELS = 1 << 28  # of all its pictures together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +77,10 @@ class _Reader:
     def picture(self, data: bytes, name: str) -> Image:
         """A decoded picture; the size is looked at before pixels are."""
         try:
-            image = decode_image(data)
+            image = decode_image(data, MAX_PIXELS - self.pixels)
         except ValueError as error:  # TrajectoryError
             raise Unusable("picture", f"{name}: {error}") from error
         self.pixels += image.shape[0] * image.shape[1]
-        if self.pixels > MAX_PIXELS:
-            raise Unusable("picture", f"{name}: the row's pictures have over {MAX_PIXELS} pixels")
         side = self.options.max_side
         if side and max(image.shape[:2]) > side:
             small = PILImage.fromarray(image)

@@ -24,7 +24,7 @@ from process_gen.core.grammar import (
     legal_next,
     prompt_text,
 )
-from process_gen.core.trajectory import Image, Sampled, Step, Trajectory
+from process_gen.core.trajectory import MAX_TEXT, Image, Sampled, Step, Trajectory
 from process_gen.data.tokenizer import Tokenizer
 
 DECISIONS = (Next.TEXT, Next.IMAGE, Next.END)
@@ -276,6 +276,9 @@ def prompt_tokens(painting: Painting, tokenizer: Tokenizer, longest: int) -> lis
       tokenizer: of the model.
       longest: tokens that a prompt may have, both boundary tokens included.
     """
+    if len(painting.prompt) > MAX_TEXT:  # before it takes the tokenizer's time
+        painting.close("refused", f"the prompt has over {MAX_TEXT} characters")
+        return None
     try:
         tokens = tokenizer.encode(prompt_text(painting.prompt, painting.mode))
     except DataError as error:

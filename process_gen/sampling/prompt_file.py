@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from etils import epath
 
 from process_gen.core.errors import DataError
+from process_gen.core.trajectory import MAX_TEXT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,10 @@ def parse_prompts(data: bytes, path: str) -> PromptFile:
             continue
         if not items:
             metadata = text.startswith("{")
-        items.append(_metadata(text, where) if metadata else text)
+        item = _metadata(text, where) if metadata else text
+        if (length := len(item if isinstance(item, str) else item["prompt"])) > MAX_TEXT:
+            raise DataError(f"{where}: {length} characters, more than {MAX_TEXT}")
+        items.append(item)
         lines.append(number)
     if not items:
         raise DataError(f"{path} holds no prompts")

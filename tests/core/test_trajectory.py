@@ -5,15 +5,20 @@ import copy
 import dataclasses
 import io
 import json
+import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image as PILImage
 
+from process_gen.core import trajectory as trajectory_lib
 from process_gen.core.errors import TrajectoryError
 from process_gen.core.trajectory import (
     FINISH_REASONS,
     MAX_IMAGE_SIDE,
+    MAX_TEXT,
     Sampled,
     Stage,
     Step,
@@ -180,6 +185,56 @@ def test_refine_commands():
     for text in ("<refine>", "a</refine>"):
         with pytest.raises(TrajectoryError, match="unbalanced"):
             refine_command(text)
+
+
+TAGS = ("<ins>", "</ins>", "<des>", "</des>", "<refine>", "</refine>", " ", "\n", "x")
+
+
+@given(pieces=st.lists(st.sampled_from(TAGS), max_size=9), whole=st.booleans())
+def test_tags_are_read_as_one_expression_would(pieces, whole):
+    text = "".join(pieces)
+    text = f"<ins>{text}</des>" if whole else text
+    plan = re.compile(r"<ins>(.*?)</ins>\s*<des>(.*?)</des>", re.DOTALL).fullmatch(text.strip())
+    assert parse_plan(text) == (plan and plan.groups())
+    command = re.search(r"<refine>(.*?)</refine>", text, re.DOTALL)
+    if command is None and ("<refine>" in text or "</refine>" in text):
+        with pytest.raises(TrajectoryError, match="unbalanced"):
+            refine_command(text)
+    else:
+        assert refine_command(text) == (command and command[1])
+    assert Step("", inspection=text).rejected == (command is not None)
+
+
+def test_tags_that_are_repeated_take_no_time():
+    """With one expression for the whole these would take hours."""
+    many = 200_000
+    assert parse_plan("<ins>" + "</ins><des>" * many) is None
+    assert parse_plan("<ins>" + "</ins>" * many + "</des>") is None
+    assert parse_plan("<ins></ins>" + " " * many + "x</des>") is None
+    with pytest.raises(TrajectoryError, match="unbalanced"):
+        refine_command("<refine>" * many)
+
+
+def test_long_texts_and_many_pixels_are_refused(monkeypatch):
+    said = "x" * (MAX_TEXT + 1)
+    for long in (
+        dataclasses.replace(FULL, prompt=said),
+        dataclasses.replace(FULL, steps=(Step(plan_text(said, "")), *FULL.steps)),
+        Trajectory("?", mode="understand", inputs=(IMAGE,), text=said),
+    ):
+        with pytest.raises(TrajectoryError, match=f"characters, more than {MAX_TEXT}"):
+            validate(long)
+    record = to_json(FULL)
+    pictures = len(FULL.all_images)
+    monkeypatch.setattr(
+        trajectory_lib, "MAX_PIXELS", (pictures + 1) * IMAGE.shape[0] * IMAGE.shape[1]
+    )
+    assert same(from_json(record), FULL)
+    monkeypatch.setattr(
+        trajectory_lib, "MAX_PIXELS", pictures * IMAGE.shape[0] * IMAGE.shape[1] - 1
+    )
+    with pytest.raises(TrajectoryError, match="pictures of a record have over"):
+        from_json(record)
 
 
 def test_half_a_tag_is_no_command():

@@ -1,6 +1,7 @@
 """Against a real local HTTP server that misbehaves: nothing is lost, nothing is asked twice."""
 
 import json
+import logging
 import random
 import re
 import threading
@@ -209,6 +210,20 @@ def test_the_key_is_in_no_file_and_no_failure(options, tmp_path):
     assert "a dog" in kept and KEY not in kept and "127.0.0.1" not in kept
 
 
+def test_the_key_is_in_no_log_whatever_is_logged(options, caplog):
+    caplog.set_level(logging.DEBUG)
+
+    def behave(text, number):
+        return "401" if "last" in text else "500" if number == 1 else "good"
+
+    with FakeServer(behave) as server, RemoteClient(options(server)) as client:
+        RemoteJudge(client).check(steps(["a dog", "a cat"]))
+        with pytest.raises(RemoteError):
+            RemoteJudge(client).check(steps(["the last"]))
+    assert "127.0.0.1" in caplog.text and KEY not in caplog.text
+    assert all(KEY not in repr(vars(record)) for record in caplog.records)
+
+
 def test_a_run_without_any_answer_ends(options):
     with FakeServer() as server:
         gone = server.url
@@ -262,10 +277,16 @@ def test_settings_are_checked(monkeypatch):
         {"base_url": "host/v1"},
         {"concurrency": 0},
         {"backoff": -1.0},
+        {"api_key_env": "sk-secret-1"},  # the key itself, where its variable should stand
+        {"api_key_env": "0123456789secret"},
+        {"api_key": "sk-secret-1"},
+        {"chat_options": {"api_key": "sk-secret-1"}},
+        {"image_options": {"Authorization": "Bearer secret-1"}},
     ):
         with pytest.raises(ConfigError, match="remote") as caught:
             RemoteOptions.from_mapping(wrong)
         assert "secret" not in str(caught.value)
+    assert RemoteOptions(api_key_env="", chat_options={"max_tokens": 5}).chat_options
     monkeypatch.setenv("TEST_KEY", " ")
     with pytest.raises(RemoteError, match="TEST_KEY"):
         RemoteClient(RemoteOptions(api_key_env="TEST_KEY"))

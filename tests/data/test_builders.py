@@ -114,6 +114,28 @@ def test_a_broken_record_names_its_place(tmp_path):
             stored[index]
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"file": "../other/x.array_record"}, "no plain file name"),
+        ({"file": "/etc/passwd"}, "no plain file name"),
+        ({"file": ".."}, "no plain file name"),
+        ({"file": ["x"]}, "no plain file name"),
+        ({"count": "3"}, "must be whole numbers"),
+        ({"count": -1}, "must be whole numbers"),
+        ({"count": 10**15}, "records in"),
+        ({"sha256": None}, "no 'sha256'"),
+    ],
+)
+def test_a_manifest_that_a_stranger_wrote(tmp_path, change, what):
+    manifest = write_folder(str(tmp_path / "data"), trajectories(3))
+    manifest["shards"][0] |= change
+    (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
+    for strict in (True, False):
+        with pytest.raises(DataError, match=what):
+            TrajectoryFolder(str(tmp_path / "data"), strict=strict)
+
+
 def test_length_summary():
     summary = length_summary(np.array([[10, 0, 4], [20, 0, 8]], np.int32))
     assert summary["text"]["mean"] == 15 and summary["gen"]["max"] == 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from process_gen.core.errors import DataError
+from process_gen.core.trajectory import MAX_TEXT
 from process_gen.sampling.prompt_file import read_prompts
 
 
@@ -62,3 +63,9 @@ def test_files_that_are_none(tmp_path):
     for path in (tmp_path / "missing", tmp_path):
         with pytest.raises(DataError, match="cannot read the prompts in"):
             read_prompts(path)
+
+
+def test_a_prompt_of_any_length_is_not_read(file):
+    assert read_prompts(file("x" * MAX_TEXT)).items
+    with pytest.raises(DataError, match=f"line 2: {MAX_TEXT + 1} characters, more than"):
+        read_prompts(file("a star\n" + "x" * (MAX_TEXT + 1)))
