@@ -10,13 +10,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import config_dict, config_flags
 
 from process_gen.core import configs
-from process_gen.core.errors import ConfigError, ProcessGenError
+from process_gen.core.errors import ConfigError, ProcessGenError, StalledError
 from process_gen.core.interrupts import Preempted, preempted_on_sigterm
 
 # Exit status after SIGTERM, EX_TEMPFAIL of sysexits.h: the same command, started again, goes on.
@@ -60,6 +60,8 @@ def run(
             if join is not None:
                 join(values)
             main(values)
+    except StalledError as error:
+        _end(f"error: {_one_line(error)}", 1)  # threads wait for the source: do not wait for them
     except ProcessGenError as error:
         _fail(f"error: {_one_line(error)}", 2)
     except Preempted:
@@ -93,7 +95,11 @@ def _fail(text: str, status: int) -> None:
         sys.exit(status)
     import jax
 
-    print(f"process {jax.process_index()}: {text}", file=sys.stderr, flush=True)
+    _end(f"process {jax.process_index()}: {text}", status)
+
+
+def _end(text: str, status: int) -> NoReturn:
+    print(text, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status)
 

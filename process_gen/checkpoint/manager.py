@@ -56,7 +56,7 @@ from process_gen.core.errors import CheckpointError
 
 # Settings that a run may change when it goes on; all others decide what its numbers mean.
 _FREE = (
-    *("train", "mesh", "sampler", "data.prefetch", "data.workers", "data.strict"),
+    *("train", "mesh", "sampler", "data.prefetch", "data.workers", "data.timeout", "data.strict"),
     *("model.layers", "model.remat", "model.attention"),
     *("loss.vocab_chunk", "optimizer.accumulate", "optimizer.ema_memory"),
 )

@@ -104,6 +104,8 @@ class DataConfig:
       prefetch: batches prepared ahead.
       workers: processes that prepare them; 0 leaves it to threads of this one. The batches are the
         same for any number.
+      timeout: seconds that reading one record may take, before the run ends and names it; 0 waits
+        forever.
       strict: whether a record that cannot be used is an error; else it is left out and counted.
     """
 
@@ -122,6 +124,7 @@ class DataConfig:
     window: int = 2048
     prefetch: int = 4
     workers: int = 0
+    timeout: float = 300.0
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -134,4 +137,5 @@ class DataConfig:
         for name in ("image_size", "eval_rows", "prefetch", "workers"):
             value = getattr(self, name)
             check(value >= 0, f"data.{name} must be >= 0, got {value}")
+        check(self.timeout >= 0, f"data.timeout must be >= 0, got {self.timeout}")
         check(len(self.sources) > 0, "data.sources is empty")

@@ -21,5 +21,12 @@ class DataError(ProcessGenError):
     """A record, a prompt file or a data source cannot be used."""
 
 
+class StalledError(DataError):
+    """A source of data does not answer.
+
+    Threads that wait for it cannot be ended, so `launch` ends the process without waiting for them.
+    """
+
+
 class CheckpointError(ProcessGenError):
     """A checkpoint is missing, damaged, or belongs to another config."""

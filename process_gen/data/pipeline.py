@@ -20,6 +20,7 @@ from process_gen.core.configs import Config
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.data.packing import Plan
 from process_gen.data.rows import Built, Order, Rows, Skipped, batch_builder, stacked
+from process_gen.data.stalls import Watch
 from process_gen.data.workers import Workers
 
 STATE_VERSION = 1
@@ -80,7 +81,10 @@ class TrainIterator:
         self._rows_per_batch = rows
         self._prefetch, self._workers = config.data.prefetch, config.data.workers
         self._config, self._dropout, self._mine = config, dropout, mine
-        self._rows = Rows(config, config.data.sources, "train", dropout, ahead=True)
+        self._watch = watch = Watch(config.data.timeout)
+        self._rows = watch.run(
+            lambda: Rows(config, config.data.sources, "train", dropout, ahead=True, watch=watch)
+        )
         self._own = _OwnRows(self._rows, mine, rows)
         self._batches = grain.MapDataset.source(self._own).batch(len(mine), batch_fn=stacked)
         self._next = 0
@@ -106,7 +110,15 @@ class TrainIterator:
         return self
 
     def __next__(self) -> PackedBatch:
-        """The next batch, NumPy arrays of ``[local rows, ...]``."""
+        """The next batch, NumPy arrays of ``[local rows, ...]``.
+
+        Raises:
+          DataError: a record cannot be used, under `data.strict`; a worker died.
+          StalledError: a source does not answer within `data.timeout`.
+        """
+        return self._watch.run(self._advance)
+
+    def _advance(self) -> PackedBatch:
         self._rows.enter(self._next * self._rows_per_batch)
         if self._iterator is None:
             self._iterator = self._restart()
@@ -244,11 +256,16 @@ def eval_batches(config: Config, blocks: Sequence[int] = (0,), count: int = 1) -
     mine = _own_rows(data.rows, blocks, count)
     if not data.eval_sources or not data.eval_rows:
         return []
-    rows = Rows(config, data.eval_sources, "eval", Dropout())
-    wanted = min(data.eval_rows, len(rows.plan(0)))
-    empty = rows.packed([])
-    batches = []
-    for first in range(0, wanted, data.rows):
-        numbers = [first + row for row in mine]
-        batches.append(stack([rows[n] if n < wanted else empty for n in numbers]))
-    return batches
+    watch = Watch(data.timeout)
+
+    def build() -> list[PackedBatch]:
+        rows = Rows(config, data.eval_sources, "eval", Dropout(), watch=watch)
+        wanted = min(data.eval_rows, len(rows.plan(0)))
+        empty = rows.packed([])
+        batches = []
+        for first in range(0, wanted, data.rows):
+            numbers = [first + row for row in mine]
+            batches.append(stack([rows[n] if n < wanted else empty for n in numbers]))
+        return batches
+
+    return watch.run(build)

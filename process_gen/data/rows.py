@@ -39,6 +39,7 @@ from process_gen.data.packing import (
 )
 from process_gen.data.pictures import picture_rule
 from process_gen.data.sources import Source, Split, build_source
+from process_gen.data.stalls import Watch, Watched
 from process_gen.data.stored_latents import attach, open_all
 from process_gen.data.tokenizer import Tokenizer, load_tokenizer, token_ids
 
@@ -126,6 +127,7 @@ class Rows:
         split: Split,
         dropout: Dropout,
         ahead: bool = False,
+        watch: Watch | None = None,
     ):
         """Opens the sources.
 
@@ -135,6 +137,7 @@ class Rows:
           split: of it.
           dropout: of conditions.
           ahead: whether the next epoch is planned in the background while one is read.
+          watch: takes notes of what is read.
 
         Raises:
           DataError: a source cannot be opened.
@@ -156,13 +159,18 @@ class Rows:
         self._limits = Lengths(data.text_len, data.und_len, data.gen_len)
         self._window, self._strict = data.window, data.strict
         self._weights = [source.weight for source in sources]
-        self.sources: list[Source] = [
-            _augmented(config, build_source(s, data.seed, split), s, self._tokenizer)
-            for s in sources
-        ]
+        self._watch = watch or Watch(0.0)
+        self._names = [f"{source.kind} (source {i})" for i, source in enumerate(sources)]
+        self.sources: list[Source] = []
+        for own, name in zip(sources, self._names, strict=True):
+            name = f"{name} {own.path}".rstrip()
+            with self._watch.reading(name):
+                opened = build_source(own, data.seed, split)
+            if not opened.fresh:
+                opened = Watched(opened, name, self._watch)
+            self.sources.append(_augmented(config, opened, own, self._tokenizer))
         self._latents = open_all(config, sources) if data.stored_latents else []
         self._encoded = 2 * config.model.latent_features if data.stored_latents else 0
-        self._names = [f"{source.kind} (source {i})" for i, source in enumerate(sources)]
         self._plan_lock, self._skip_lock = threading.Lock(), threading.Lock()
         self._row_lock = threading.Lock()
         self._plans: collections.OrderedDict[int, Plan] = collections.OrderedDict()
@@ -346,7 +354,9 @@ class Rows:
             trajectory = own[index]
         segments = to_segments(trajectory, self._grammar, own.supervise)
         if self._latents:
-            segments = attach(segments, trajectory, self._latents[source][index])
+            with self._watch.reading(f"latents of {self._names[source]}, record {index}"):
+                latents = self._latents[source][index]
+            segments = attach(segments, trajectory, latents)
         segments = self._pictures(segments)
         return lay_out(segments, self._ids, self._sizes, dropout=self._dropout, rng=rng)
 
@@ -385,5 +395,6 @@ def stacked(rows: Sequence[Built]) -> Built:
 
 def batch_builder(config: Config, dropout: Dropout) -> Callable[[Sequence[Order]], Built]:
     """Opens the training sources, in a worker process; gives what makes a batch."""
-    rows = Rows(config, config.data.sources, "train", dropout)
-    return lambda orders: stacked([rows.build(order) for order in orders])
+    watch = Watch(config.data.timeout)
+    rows = watch.run(lambda: Rows(config, config.data.sources, "train", dropout, watch=watch))
+    return lambda orders: watch.run(lambda: stacked([rows.build(order) for order in orders]))
