@@ -13,11 +13,11 @@ PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 USABLE_VENV := import pip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-.PHONY: help .venv app demo test test-slow lint lint-format lint-ruff lint-types format docs browser
+.PHONY: help .venv app demo test test-slow lint lint-format lint-ruff lint-types format docs browser audit
 
 help:
 	@sed -n 's/^# *\(make .*\)/  \1/p' Makefile
-	@echo "  other targets: .venv test-slow lint format docs browser (installs Chromium for tests, as root)"
+	@echo "  other targets: .venv test-slow lint format docs audit browser (installs Chromium for tests, as root)"
 
 .venv: $(VENV)/.installed-dev
 
@@ -86,3 +86,10 @@ browser:
 
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
+# In an environment of its own, so that it changes nothing of what it looks at.
+audit: $(VENV)/.installed-dev
+	@[ -x $(VENV)/audit/bin/pip-audit ] || { $(PY) -m venv $(VENV)/audit && \
+	  $(VENV)/audit/bin/python -m pip --disable-pip-version-check install -q 'pip-audit>=2.10,<3'; }
+	$(VENV)/audit/bin/pip-audit --progress-spinner=off --skip-editable \
+	  --path "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
