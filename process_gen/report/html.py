@@ -192,6 +192,7 @@ def item(order: int, sides: Sequence[Side], **more: str) -> dict[str, Any]:
         "prompt": painted[0].prompt,
         "tag": tag_of(painted[0]),
         "sides": sides,
+        "span": _span(sides),
         "data": {
             "order": order,
             "tag": tag_of(painted[0]),
@@ -205,6 +206,12 @@ def item(order: int, sides: Sequence[Side], **more: str) -> dict[str, Any]:
             **more,
         },
     }
+
+
+def _span(sides: Sequence[Side]) -> int:
+    """Columns that a short strip takes of the page; 0 for the whole width."""
+    short = len(sides) == 1 and not sides[0].large and len(sides[0].panels) <= 4
+    return len(sides[0].panels) if short else 0
 
 
 def facets(

@@ -75,6 +75,7 @@ let row = [], at = 0;
 function look(place) {
   at = (place + row.length) % row.length;
   const cell = row[at];
+  view.querySelector(".bar-bottom").hidden = row.length < 2;
   view.querySelector(".stage").replaceChildren(cell.querySelector("img").cloneNode());
   view.querySelector(".place").textContent =
     `${cell.querySelector("h4").textContent} (${at + 1} of ${row.length})`;
