@@ -96,13 +96,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     flags = parser.parse_args()
-    logging.disable(logging.WARNING)  # what is left out is counted here
     found = False
     for name in flags.target or TARGETS:
         with open_target(name) as call:
             ledger = run(call, flags.cases, first=flags.first, seed=flags.seed)
         if flags.json:
-            print(json.dumps({"target": name, **dataclasses.asdict(ledger)}), flush=True)
+            print(json.dumps({"target": name, **vars(ledger)}), flush=True)
         else:
             refused = ", ".join(f"{n} {kind}" for kind, n in ledger.refused.most_common())
             print(
@@ -117,4 +116,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # what is left out is counted here
     main()

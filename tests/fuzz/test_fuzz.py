@@ -16,7 +16,7 @@ from process_gen.data.builders import from_line
 from process_gen.sampling.prompt_file import parse_prompts
 from process_gen.strokes import prompts
 from tests.fuzz import mutation, targets
-from tests.fuzz.campaign import run
+from tests.fuzz.campaign import main, run
 from tests.fuzz.targets import TARGETS, open_target
 
 
@@ -74,6 +74,15 @@ def test_a_case_is_known_by_its_number():
         return made
 
     assert cases(0, 20) == cases(0, 10) + cases(10, 10) != cases(0, 20, seed=1)
+
+
+def test_the_command_prints_what_came_of_them(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["campaign", "--target=grammar", "--cases=20", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    found = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 0 and (found["target"], found["cases"]) == ("grammar", 20)
+    assert found["accepted"] + sum(found["refused"].values()) == 20 and found["findings"] == {}
 
 
 def test_mutations_leave_the_seed_as_it_is():
