@@ -104,8 +104,10 @@ def read_tar(path: epath.Path, skips: Skips) -> Iterator[Row]:
                         yield Row(f"{path.name}, {key.strip('/')}", cells)
                     key, cells = f"{folder}/{stem}", {}
                 reader = archive.extractfile(member)
-                if member.size > MAX_PICTURE or reader is None:
-                    skips.add(f"{path.name}, {member.name}", f"{member.size} bytes", "file")
+                # A sparse member of a few bytes may claim to be any size.
+                if member.size > MAX_PICTURE or member.issparse() or reader is None:
+                    what = f"{member.size} bytes{', most of them not there' * member.issparse()}"
+                    skips.add(f"{path.name}, {member.name}", what, "file")
                 else:
                     cells[column] = reader.read()
     except (OSError, EOFError, tarfile.TarError) as error:

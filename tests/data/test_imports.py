@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -339,6 +340,18 @@ def test_a_damaged_row_group_costs_its_rows(tmp_path):
     made, skips = read("bagel_edit", tmp_path)
     assert len(made) == 8 and skips.counts == {"row group": 4}
     assert "a.parquet, row group 0" in skips.examples[0]
+
+
+def test_a_member_that_only_claims_its_size_is_left_out(tmp_path):
+    """As GNU tar stores files with holes: 100 MB of zeros in a few bytes."""
+    foreign.write_tar(tmp_path / "rows.tar", [("0", foreign.pair(0))])
+    bomb = tarfile.TarInfo("1.good_image.jpg")
+    bomb.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "100000000"}
+    with tarfile.open(tmp_path / "rows.tar", "a", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(bomb)
+    made, skips = read("genref", tmp_path / "rows.tar")
+    assert len(made) == 1 and skips.counts == {"file": 1}
+    assert "1.good_image.jpg: 100000000 bytes, most of them not there" in skips.examples[0]
 
 
 def test_a_json_array_is_read_in_pieces(tmp_path, monkeypatch):
