@@ -181,13 +181,14 @@ def of_overrides(
       Trials "t0", "t1", ..., with what is varied as `about`.
     """
     width, made = len(str(max(len(overrides) - 1, 0))), []
+    varied = {k for one in overrides for k in one if any(o.get(k) != one[k] for o in overrides)}
     for number, one in enumerate(overrides):
         words = [word.replace("{", "{{").replace("}", "}}") for word in flags(one)]
         commands = [("launch.train", f"--config={config}", "--workdir={here}/run", *words)]
         if evaluate:
             where = ("--checkpoint={here}/run", "--out={here}/scores", "--overwrite")
             commands.append(("launch.evaluate", *where, *evaluate))
-        about = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in one.items())
+        about = " ".join(f"{k.rpartition('.')[2]}={v}" for k, v in one.items() if k in varied)
         scores = "scores/scores.json" if evaluate else ""
         made.append(Trial(f"t{number:0{width}}", tuple(commands), scores=scores, about=about))
     return made

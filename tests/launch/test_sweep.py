@@ -82,7 +82,7 @@ def test_trials_of_overrides():
         trials.sweep("optimizer.name", ["muon", "adamw"]), trials.sweep("data.x", ["{a}"])
     )
     made = trials.in_order(trials.of_overrides("c.py:demo", overrides, ("--suite=strokes",)))
-    assert [t.name for t in made] == ["t0", "t1"] and made[0].about == "name=muon x={a}"
+    assert [t.name for t in made] == ["t0", "t1"] and made[0].about == "name=muon"
     train, evaluate = made[1].words(Path("/runs"))
     assert train[:3] == ["launch.train", "--config=c.py:demo", "--workdir=/runs/t1/run"]
     assert train[3:] == ["--config.optimizer.name=adamw", "--config.data.x={a}"]
