@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from process_gen.core.configs import Config
@@ -33,7 +34,8 @@ def make_strips(
       share of paintings that were `finished`, their `images`, and the `seconds` it took.
     """
     prompts = config.train.paint_prompts
-    painter = Painter(config, None, vae=vae)  # while no mesh is in force, as modules want it
+    # Made while no mesh is in force, as modules want it.
+    painter = Painter(config, None, vae=jax.device_put(vae))
 
     def strips(step: int, state: TrainState) -> Mapping[str, float | np.ndarray]:
         started = time.monotonic()
