@@ -54,23 +54,19 @@ def compilations(monkeypatch):
 
 
 def test_the_same_prompts_with_weights_that_change(compilations):
-    paint = strips.make_strips(CONFIG)
+    paint, some, others = strips.make_strips(CONFIG), state(0), state(1)
     with jax.set_mesh(make_mesh(CONFIG.mesh)):  # as in the loop
-        check(paint, compilations)
-
-
-def check(paint, compilations):
-    first = paint(5, state(0))
-    assert compilations
-    again = paint(10, state(0))
-    compilations.clear()
-    later = paint(15, state(1))
+        first = paint(5, some)
+        assert compilations
+        again = paint(10, some)
+        compilations.clear()
+        later = paint(15, others)
     assert not compilations  # nothing is compiled for other weights
     pictures = [name for name, value in first.items() if isinstance(value, np.ndarray)]
     assert pictures == ["0", "1"]
     for name in pictures:
         assert first[name].dtype == np.uint8 and first[name].ndim == 3
-        assert len(np.unique(first[name][..., 0])) > 20  # something is painted on the page
+        assert len(np.unique(first[name][..., 0])) > 20  # something is drawn on the page
     numbers = ("images", "finished")
     assert [first[n] for n in numbers] == [again[n] for n in numbers]
     assert first["0"].shape != later["0"].shape or (first["0"] != later["0"]).any()
