@@ -47,8 +47,12 @@ class JsonlWriter(MetricWriter):
                     seconds = max(seconds, entry["seconds"])
         self._started = time.monotonic() - seconds
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text("".join(line + "\n" for line in self._lines))
         remote = "://" in str(self._path)
+        # Never half there: a process may be killed while it starts.
+        first = self._path if remote else self._path.with_name(f"{self._path.name}.part")
+        first.write_text("".join(line + "\n" for line in self._lines))
+        if not remote:
+            first.replace(self._path)
         self._waiting = b""  # what a full disk did not take
         # Unbuffered, so that it is known what was written.
         self._file = None if remote else open(self._path, "ab", buffering=0)  # noqa: SIM115
