@@ -1,0 +1,129 @@
+"""Tests of the soak: runs that are killed again and again, and comparisons that can fail."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from launch import soak, soak_faults
+from launch.soak_runs import Run, SoakError, compare, end, read_lines, stop
+
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("soak")
+    soak.make_data(folder / "data")
+    return soak.prepare(folder / "run", folder / "data")
+
+
+@pytest.mark.slow
+@pytest.mark.multidevice
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("devices", "processes"), [(1, 1), (4, 1), (1, 2)])
+def test_a_run_killed_at_random_moments_is_the_run_nobody_killed(
+    config, tmp_path, devices, processes
+):
+    """Half of the kills come at a random moment, half while a checkpoint is being written."""
+    draw = random.Random(f"{devices} {processes}")
+    shape = {"processes": processes, "devices": devices}
+    arguments = (config,)
+    run = Run("run", tmp_path / "run", tmp_path, arguments, **shape)
+    for number in range(KILLS):
+        (soak_faults.killed, soak_faults.killed_in_a_save)[number % 2](run, draw)
+    soak_faults.taken(run, draw)
+    assert run.starts == KILLS + 1 and run.lost > 0
+    last = int(run.checkpoints()[-1].name)
+    wanted = Run(
+        "wanted",
+        tmp_path / "wanted",
+        tmp_path,
+        (*arguments, f"--config.train.steps={last}"),
+        **shape,
+    )
+    end(wanted.start(), 0, 1200)
+    found = compare(run, wanted)
+    print(json.dumps(found))
+    assert soak.same(found) and found["steps"] == last
+
+
+@pytest.mark.slow
+def test_a_comparison_sees_a_step_that_is_missing_doubled_or_another(config, tmp_path):
+    runs = []
+    for name in ("a", "b"):
+        run = Run(name, tmp_path / name, tmp_path, (config, "--config.train.steps=6"))
+        end(run.start(), 0, 600)
+        runs.append(run)
+    assert soak.same(compare(*runs))
+    metrics = runs[0].workdir / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    changed = json.loads(lines[2])
+    changed["loss"] = float(np.nextafter(changed["loss"], 10))
+    metrics.write_text("".join([*lines[:2], json.dumps(changed) + "\n", lines[3], lines[3]]))
+    found = compare(*runs)
+    assert (found["steps_missing"], found["steps_doubled"], found["steps_that_differ"]) == (2, 1, 1)
+    shutil.rmtree(runs[0].workdir / "checkpoints")
+    other = Run("c", tmp_path / "c", tmp_path, (config, "--config.train.steps=6"))
+    end(other.start("--config.train.seed=1"), 0, 600)
+    shutil.copytree(tmp_path / "c" / "checkpoints", runs[0].workdir / "checkpoints")
+    assert compare(*runs)["arrays_that_differ"] > 0
+
+
+def test_half_a_line_is_none(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "split": "train"}\n{"step": 2, "sp')
+    assert [entry["step"] for entry in read_lines(file)] == [1]
+    assert read_lines(tmp_path / "nowhere") == []
+
+
+def test_a_process_that_ends_otherwise_than_it_should_is_noticed():
+    class Ended:
+        exitcode = 0
+
+        def join(self, seconds):
+            pass
+
+        def is_alive(self):
+            return False
+
+    assert end([Ended()], 0) == [0]
+    for status in (75, None):
+        with pytest.raises(SoakError, match="ended with"):
+            end([Ended()], status)
+    stop([Ended()])
+
+
+def test_the_ledger_counts_by_kind(capsys):
+    ledger = soak.Ledger()
+
+    def harm():
+        raise SoakError("it was not borne")
+
+    assert ledger.attempt("a", lambda: None) and not ledger.attempt("a", harm)
+    assert ledger.kinds() == {"a": {"injected": 2, "as_documented": 1}}
+    assert "fault 2 (1 bad)  a: SoakError: it was not borne" in capsys.readouterr().out
+
+
+def test_growth_is_measured_from_the_fifth_minute_on():
+    gauge = soak.Gauge(0)
+    gauge.samples = [(t, 1000 if t < 300 else 2000 + t // 10, 7) for t in range(0, 900, 5)]
+    found = gauge.finish()
+    assert found["samples"] == 120 and found["memory_kib_growth_percent"] == pytest.approx(
+        2.3, abs=0.2
+    )
+    assert found["open_files_growth_percent"] == 0.0
+
+
+def test_help_fits_a_screen():
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.soak", "--help"], capture_output=True, text=True
+    )
+    assert "python -m launch.soak --minutes=30" in done.stdout
+    assert len(done.stdout.splitlines()) <= 24
