@@ -50,6 +50,46 @@ def test_jsonl_drops_what_a_resume_will_write_again(tmp_path):
     assert lines(path) == []
 
 
+def test_lines_wait_while_the_disk_is_full(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    writer = writers.JsonlWriter(path)
+    real, room = writer._file, [70]
+
+    class Disk:
+        def write(self, data):  # takes a part of a line before it is full
+            if not room[0]:
+                raise OSError(28, "No space left on device")
+            count = real.write(data[: room[0]])
+            room[0] -= count
+            return count
+
+        def close(self):
+            real.close()
+
+    writer._file = Disk()
+    for step in (1, 2, 3):
+        writer.write_scalars(step, {"train/loss": 0.5})
+        writer.flush()
+    assert room == [0] and not path.read_bytes().endswith(b"\n")
+    assert "No space left on device" in caplog.text
+    room[0] = 10**6
+    writer.close()
+    assert [entry["step"] for entry in lines(path)] == [1, 2, 3]
+
+
+def test_tensorboard_ends_with_its_disk_and_not_with_the_run(tmp_path, caplog):
+    pytest.importorskip("tensorboardX")
+    writer = writers.TensorBoardWriter(tmp_path)
+    writer.write_scalars(1, {"train/loss": 0.5})
+    worker = writer._writer.file_writer.event_writer._worker
+    worker.stop()  # what an error does to it
+    for step in range(100):  # its queue holds ten
+        writer.write_scalars(step, {"train/loss": 0.5})
+    writer.flush()
+    writer.close()
+    assert caplog.text.count("cannot be written any more") == 1
+
+
 def test_logging_writes_plain_lines():
     stream = io.StringIO()
     writer = terminal.LoggingWriter(stream)
