@@ -214,7 +214,7 @@ def _bear(
 
     def last() -> None:
         soak_faults.os.kill(processes[0].pid, soak_faults.signal.SIGTERM)
-        end(processes, common.PREEMPTED, 240)
+        end(processes, common.PREEMPTED)
 
     ledger.attempt("SIGTERM", last)
     stop(processes)
@@ -257,7 +257,7 @@ class _Painting:
 
     def _whole(self, name: str) -> list[str]:
         out = self._folder / name
-        end([self._start(name)], 0, 400)
+        end([self._start(name)], 0)
         return painted(out)
 
     def _start(self, name: str) -> Any:
@@ -270,7 +270,7 @@ class _Painting:
             self._wanted = self._whole("wanted")
         count = 1 + draw.randrange(len(self._wanted) // 2)
         process, out = self._start("killed"), self._folder / "killed"
-        wait(lambda: len(painted(out)) >= count, [process], 400, f"{count} paintings")
+        wait(lambda: len(painted(out)) >= count, [process], f"{count} paintings", 0.01)
         process.kill()
         end([process], -soak_faults.signal.SIGKILL)
         before = painted(out)
@@ -296,7 +296,7 @@ def _compare(runs: dict[str, Run], ledger: Ledger, out: Path) -> dict[str, Any]:
         )
         print(f"the run {name} once more, {steps} steps without faults", flush=True)
         try:
-            end(wanted.start(), 0, 1800)
+            end(wanted.start(), 0, 3600)
             compared[name] = compare(run, wanted)
         except (SoakError, ValueError, OSError) as error:
             traceback.print_exc()

@@ -45,7 +45,7 @@ def killed_in_a_save(run: Run, draw: random.Random) -> None:
     """SIGKILL to all processes while a checkpoint is being written."""
     processes = run.begin(draw)
     folder = run.workdir / "checkpoints"
-    wait(lambda: any(folder.glob("*.orbax-checkpoint-tmp*")), processes, 120, "a save")
+    wait(lambda: any(folder.glob("*.orbax-checkpoint-tmp*")), processes, "a save", 0.005)
     for process in processes:
         os.kill(process.pid, signal.SIGKILL)
     end(processes, -signal.SIGKILL)
@@ -75,7 +75,7 @@ def one_of_two_killed(run: Run, draw: random.Random) -> None:
     processes = run.begin(draw)
     victim = draw.choice(processes)
     os.kill(victim.pid, signal.SIGKILL)
-    end(processes, None, 2 * HEARTBEAT + 60)
+    end(processes, None, HEARTBEAT + 30 + 60)
 
 
 def one_of_two_stopped(run: Run, draw: random.Random) -> None:
@@ -85,7 +85,7 @@ def one_of_two_stopped(run: Run, draw: random.Random) -> None:
     victim = draw.randrange(2)
     os.kill(processes[victim].pid, signal.SIGSTOP)
     try:
-        end([processes[1 - victim]], None, 2 * HEARTBEAT + 60)
+        end([processes[1 - victim]], None, HEARTBEAT + 30 + 60)
     finally:
         os.kill(processes[victim].pid, signal.SIGKILL)
         end([processes[victim]], -signal.SIGKILL)
@@ -178,7 +178,7 @@ def bad_shard(run: Run, draw: random.Random) -> None:
     shard.write_bytes(whole[: size // 8] + b"\xff" * (size - size // 4) + whole[-(size // 8) :])
     try:
         processes = run.start()
-        end(processes, 2, 240)
+        end(processes, 2)
     finally:
         shard.write_bytes(whole)
     if shard.name.split(".")[0] not in run.since(offset) and "record" not in run.since(offset):
@@ -228,7 +228,7 @@ class InPlace:
 
     def _goes_on(self, more: int = 2) -> None:
         now = self.run.step()
-        wait(lambda: self.run.step() >= now + more, self.processes, 240, "the run to go on")
+        wait(lambda: self.run.step() >= now + more, self.processes, "the run to go on")
 
     def disk_full(self, draw: random.Random) -> None:
         """No room for checkpoints and logs until a save has failed; the next one goes well."""
@@ -244,7 +244,7 @@ class InPlace:
                     if error.errno != errno.ENOSPC:
                         raise
             said = "the checkpoint of step"
-            wait(lambda: said in run.since(offset), self.processes, 400, "a save to fail")
+            wait(lambda: said in run.since(offset), self.processes, "a save to fail")
             text = run.since(offset)
             if "could not be written" not in text:
                 raise SoakError("the save did not say that it failed")
@@ -254,7 +254,6 @@ class InPlace:
         wait(
             lambda: any(p.name not in there for p in run.checkpoints()),
             self.processes,
-            400,
             "a checkpoint after the disk was emptied",
         )
 
@@ -283,7 +282,7 @@ class InPlace:
         part.write_text(json.dumps([*read_json(poison, []), number]))
         part.replace(poison)
         said = f"step {number + 1}: the loss or a gradient is not finite, the update was left out"
-        wait(lambda: said in self.run.since(offset), self.processes, 240, f"batch {number}")
+        wait(lambda: said in self.run.since(offset), self.processes, f"batch {number}")
         self._goes_on()
 
 

@@ -22,6 +22,7 @@ import numpy as np
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["launch.train", "launch.sample", "launch.soak_runs"])
 
+PATIENCE = 900  # seconds; on a machine with nothing else to do things take a hundredth of it
 HEARTBEAT = 15  # seconds; of runs of two processes
 _NUMBERS = re.compile(r"(loss|grad_norm|learning_rate|skipped_updates|(\w+_)?(ce|mse))$")
 
@@ -149,16 +150,16 @@ class Run:
         process.start()
         return process
 
-    def begin(self, draw: random.Random, more: int = 12) -> list[Any]:
+    def begin(self, draw: random.Random, more: int = 6) -> list[Any]:
         """Starts it and lets it make a few steps; counts those that it makes once more."""
         logged, offset = self.step(), self.log.stat().st_size
         processes = self.start()
-        wait(lambda: "from step" in self.since(offset), processes, 240, f"{self.name} to start")
+        wait(lambda: "from step" in self.since(offset), processes, f"{self.name} to start")
         match = re.search(r"from step (\d+) of", self.since(offset))
         first = int(match[1]) if match else 0
         self.lost += max(0, logged - first)
         wanted = first + 1 + draw.randrange(more)
-        wait(lambda: first < self.step() >= wanted, processes, 240, f"{self.name}, step {wanted}")
+        wait(lambda: first < self.step() >= wanted, processes, f"{self.name}, step {wanted}")
         return processes
 
     def since(self, offset: int) -> str:
@@ -188,7 +189,7 @@ class Run:
         ]
 
 
-def end(processes: Sequence[Any], status: int | None, seconds: float = 120) -> list[int]:
+def end(processes: Sequence[Any], status: int | None, seconds: float = PATIENCE) -> list[int]:
     """Waits for processes to end; returns their statuses.
 
     Args:
@@ -219,20 +220,22 @@ def stop(processes: Sequence[Any]) -> None:
             process.join()
 
 
-def wait(ready: Callable[[], bool], processes: Sequence[Any], seconds: float, what: str) -> None:
-    """Waits until something is so.
+def wait(
+    ready: Callable[[], bool], processes: Sequence[Any], what: str, pause: float = 0.1
+) -> None:
+    """Waits until something is so, looking every `pause` seconds.
 
     Raises:
       SoakError: a process ended meanwhile, or it took too long.
     """
-    limit = time.monotonic() + seconds
+    limit = time.monotonic() + PATIENCE
     while not ready():
         ended = [p.exitcode for p in processes if not p.is_alive()]
         if ended and not ready():
             raise SoakError(f"waiting for {what}: a process ended with {ended}")
         if time.monotonic() > limit:
-            raise SoakError(f"waited {seconds:.0f} s for {what}")
-        time.sleep(0.02)
+            raise SoakError(f"waited {PATIENCE} s for {what}")
+        time.sleep(pause)
 
 
 def compare(run: Run, wanted: Run) -> dict[str, Any]:
