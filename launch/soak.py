@@ -48,7 +48,7 @@ def get_config(arg=""):
     config.optimizer.update(dict(name="adamw", schedule="constant", warmup_steps=0))
     config.loss.ce_weight_late = None
     config.train.update(
-        dict(steps=10**6, log_every=1, eval_every=0, save_every=5, keep=3, stall_minutes=5.0)
+        dict(steps=10**6, log_every=1, eval_every=0, save_every=5, keep=3)
     )
     return config
 """
@@ -82,7 +82,8 @@ class Ledger:
             "wrong": wrong,
         }
         with self._lock:
-            self.entries.append(entry)
+            if wrong or not kind.startswith("start"):  # a start is no fault
+                self.entries.append(entry)
             bad = sum(bool(e["wrong"]) for e in self.entries)
             print(
                 f"{entry['at']:7.1f} s  fault {len(self.entries)} ({bad} bad)  {kind}: "
@@ -159,7 +160,8 @@ def soak(minutes: float, seed: int, out: Path) -> dict[str, Any]:
         _end_and_restart(runs, ledger, until, random.Random(f"{seed} ended"), out)
     finally:
         living.join()
-        shutil.copytree(disk / "long", out / "long" / "run", dirs_exist_ok=True)
+        if (disk / "long").exists():
+            shutil.copytree(disk / "long", out / "long" / "run")
         runs["long"].workdir = out / "long" / "run"
         if mounted:
             subprocess.run(["umount", str(disk)], check=False)
@@ -199,7 +201,9 @@ def _bear(
     gauges: dict[str, Any],
 ) -> None:
     """One process to the end, and what it has to bear."""
-    processes = run.begin(draw)
+    processes: list[Any] = []
+    if not ledger.attempt("start of the living process", lambda: processes.extend(run.begin(draw))):
+        return
     gauge = Gauge(processes[0].pid)
     gauge.start()
     hurt = InPlace(run, processes)
@@ -231,13 +235,13 @@ def _end_and_restart(
     ]
     for name in ("one", "four", "two"):  # so that there is something to damage
         ledger.attempt("SIGTERM", lambda run=runs[name]: soak_faults.taken(run, draw))
-    painting = _Painting(runs["one"], out)
+    painting = _Painting(runs["one"], out) if runs["one"].checkpoints() else None
     while time.monotonic() < until:
         for kind, run, fault in draw.sample(kinds, len(kinds)):
             if time.monotonic() >= until:
                 break
             ledger.attempt(kind, lambda run=run, fault=fault: fault(run, draw))
-        if time.monotonic() < until:
+        if painting is not None and time.monotonic() < until:
             ledger.attempt("painting killed and begun again", lambda: painting.killed(draw))
     for name in ("one", "four", "two"):
         ledger.attempt("SIGTERM", lambda run=runs[name]: soak_faults.taken(run, draw))
@@ -284,6 +288,9 @@ class _Painting:
 def _compare(runs: dict[str, Run], ledger: Ledger, out: Path) -> dict[str, Any]:
     compared = {}
     for name, run in runs.items():
+        if not run.checkpoints():
+            ledger.attempt(f"comparison of {name}", lambda name=name: _missing(name))
+            continue
         steps = int(run.checkpoints()[-1].name)
         wanted = Run(
             f"{name}_undisturbed",
@@ -302,6 +309,10 @@ def _compare(runs: dict[str, Run], ledger: Ledger, out: Path) -> dict[str, Any]:
             traceback.print_exc()
             ledger.entries.append({"kind": f"comparison of {name}", "wrong": str(error)})
     return compared
+
+
+def _missing(name: str) -> None:
+    raise SoakError(f"the run {name} has no checkpoint")
 
 
 def same(found: dict[str, Any]) -> bool:
