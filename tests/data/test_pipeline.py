@@ -160,7 +160,10 @@ def test_workers_and_processes_come_and_go_together():
 
 
 def test_shares_of_the_mixture_are_those_of_what_was_taken():
-    sources = [{"kind": "strokes", "weight": 3.0}, {"kind": "strokes_plans", "weight": 1.0}]
+    sources = [
+        {"kind": "strokes", "weight": 3.0, "size": 24},
+        {"kind": "strokes_plans", "weight": 1.0, "size": 12},
+    ]
     iterator = train_dataset(config(sources=sources, rows=2))
     assert iterator.counters() == {"data/epoch": 0.0, "data/trajectories": 0.0}
     take(iterator, 3)

@@ -112,6 +112,8 @@ def test_a_failure_stops_only_those_that_need_it(tmp_path, capsys):
     kept = json.loads((tmp_path / "results.json").read_text())
     assert kept["failed"] == failed and kept["trials"]["good"]["scores"]["overall"]["exact"] == 0.5
     assert (tmp_path / "results.png").read_bytes().startswith(b"\x89PNG")
+    compared = json.loads((tmp_path / "comparison" / "compare.json").read_text())
+    assert [run["name"] for run in compared["runs"]] == ["good", "next"]
 
 
 def test_scores_that_were_promised_must_be_there(tmp_path):

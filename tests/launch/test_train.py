@@ -168,10 +168,17 @@ def test_a_run_goes_on_and_another_config_is_refused(config_file, tmp_path, caps
     assert before == {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
 
 
+@pytest.mark.timeout(900)  # compiles a training step and a painter
 def test_the_event_files_of_a_run(config_file, tmp_path):
     """Losses, rates, norms, pack fill and shares of the data; and paintings on the way."""
     workdir = tmp_path / "run"
-    painting = ("--config.train.paint_every=2", "--config.train.paint_prompts=('a red circle',)")
+    painting = (
+        "--config.train.paint_every=2",
+        "--config.train.paint_prompts=('a red circle',)",
+        "--config.sampler.denoise_steps=2",
+        "--config.sampler.max_text=8",
+        "--config.sampler.max_images=1",
+    )
     call(f"--config={config_file}", f"--workdir={workdir}", "--config.train.steps=4", *painting)
     found: dict[str, list] = {}
     for step, tag, kind, value in events(workdir / "tensorboard"):
