@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -23,7 +24,7 @@ from tests.launch.scripted_painter import Scripted
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<img src=x onerror=\"document.title='pwned'\"> ${document.title='pwned'} {{value}} <b>a"
-WAIT = 30_000  # ms
+WAIT = 120_000  # ms; the machine may be busy
 
 
 def free_port():
@@ -147,6 +148,35 @@ def test_paint_change_go_on_and_download(studio, visit):
     assert record["steps"][0]["inspection"] == "Seen: no star. <refine>add the star</refine>"
     name, data = me.download("#png")
     assert name == "filmstrip.png" and decode_image(data).shape[1] > 256
+
+
+def test_settings_reach_the_painter(studio, visit):
+    me = visit()
+    me.page.click("#settings button")
+    me.page.fill("#seed input", "11")
+    me.page.click("#steps input")
+    me.page.click("li:text-is('20'), [role=option]:text-is('20')")
+    me.page.fill("#guidance input[type=number]", "3")
+    me.page.keyboard.press("Tab")
+    me.paint("a star")
+    assert "seed 11" in me.ended()
+    prompt, mode, settings = studio.painter.asked[-1]
+    assert (prompt, mode, settings["seed"]) == ("a star", "process", 11)
+    assert settings["denoise_steps"] == 20 and settings["guidance"] == 3.0
+
+
+def test_too_many_in_a_minute(studio, visit, monkeypatch):
+    monkeypatch.setattr(
+        studio.desk, "limits", dataclasses.replace(studio.desk.limits, per_minute=2)
+    )
+    me = visit()
+    for prompt in ("a star", "a moon"):
+        me.paint(prompt)
+        me.wait(f"paint {prompt}")
+        me.ended()
+    me.paint("a sun")
+    assert "2 paintings a minute are the limit; try again in" in me.wait("the limit")
+    assert "paint a moon" in me.page.inner_text("#strip .live")  # the painting is still there
 
 
 def test_another_plan(studio, visit):

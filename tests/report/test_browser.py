@@ -52,6 +52,7 @@ class Visit:
     def __init__(self, browser, path, **options):
         self.context = browser.new_context(viewport={"width": 1300, "height": 900}, **options)
         self.page = self.context.new_page()
+        self.page.set_default_timeout(120_000)  # ms; the machine may be busy
         self.complaints, self.asked = [], []
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("console", lambda message: self.complaints.append(message.text))
