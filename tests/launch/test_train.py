@@ -114,6 +114,13 @@ def test_missing_or_broken_files(config_file, tmp_path, fit_calls, capsys, args,
     assert exit_info.value.code == 2 and error.count("\n") == 1 and words in error
 
 
+def test_restore_names_the_newest_the_best_or_a_step():
+    assert [train.which(text) for text in ("latest", "best", "120")] == ["latest", "best", 120]
+    for text in ("newest", "-1", "1.5", ""):
+        with pytest.raises(ConfigError, match="none of latest, best and the number"):
+            train.which(text)
+
+
 def test_help_fits_a_screen_and_shows_an_example(capsys):
     call("--help")
     text = capsys.readouterr().out
