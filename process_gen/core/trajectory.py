@@ -292,10 +292,10 @@ def _wrong_reply(trajectory: Trajectory) -> str:
         if mode == "understand" and not (trajectory.text or "").strip():
             return "an answer is missing"
         return ""
-    others = (trajectory.inputs, trajectory.steps, trajectory.final_image, trajectory.text)
+    beside = bool(trajectory.inputs or trajectory.steps or trajectory.text is not None)
     if mode not in ("edit", "understand", "think"):
         return f"turns in mode {mode!r}"
-    if any(x is not None and x != () for x in others):
+    if beside or trajectory.final_image is not None:
         return "turns, and a reply beside them"
     for i, turn in enumerate(turns):
         if (turn.text is None) == (turn.image is None):

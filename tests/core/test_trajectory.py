@@ -106,6 +106,7 @@ BAD = [
     (Trajectory("why?", mode="understand", inputs=(IMAGE,), text=" "), "an answer is missing"),
     (talk(IMAGE, "what?", "m:a dot", mode="process"), "turns in mode 'process'"),
     (talk(IMAGE, "what?", "m:a dot", text="a dot"), "a reply beside them"),
+    (talk(IMAGE, "what?", "m:a dot", final_image=IMAGE), "a reply beside them"),
     (talk(IMAGE, "what?", "m:a dot", prompt="why?"), "not the first words"),
     (talk(IMAGE, "what?"), "the model has no turn"),
     (
