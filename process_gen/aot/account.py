@@ -12,10 +12,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from process_gen.aot import collectives
+from process_gen.aot import collectives, placement
 from process_gen.aot.chips import Chip
 from process_gen.aot.collectives import Exchange
+from process_gen.aot.placement import Placement
 from process_gen.aot.programs import Program, shard_bytes
+
+RESERVED = 3 * 2**28  # of a chip's memory, for the runtime; the compiler itself leaves less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Account:
     """Of one compiled program.
 
     Attributes:
-      fits: whether a chip's memory holds it.
+      fits: whether a chip's memory, without `RESERVED`, holds it.
+      compiled: whether machine code was written too.
       bytes: on one device, by part: the program's own (`Program.parts`); "activations", all else
         that lives while it runs (activations, gathered weights, gradients); "total"; "memory", what
         the chip has; "host", what lies in the host's memory for this device.
@@ -61,6 +65,7 @@ class Account:
     """
 
     fits: bool
+    compiled: bool
     bytes: Mapping[str, int]
     model_flops: int
     recomputed_flops: int
@@ -72,50 +77,47 @@ class Account:
     versions: Mapping[str, str]
 
 
-def take(program: Program, chip: Chip, mesh: Mesh) -> tuple[Account, Any]:
+def take(program: Program, chip: Chip, mesh: Mesh, codegen: bool = True) -> tuple[Account, str]:
     """Compiles `program` with `mesh` in force.
 
+    Args:
+      program: of `programs`.
+      chip: of the mesh.
+      mesh: of described devices.
+      codegen: False stops before machine code is written, see `placement.place`.
+
     Returns:
-      The account, and the compiled program; None where the compiler found that it does not fit.
+      The account, and the compiled text; empty where the compiler found that it does not fit.
     """
     parts = {name: shard_bytes(tree) for name, tree in program.parts.items()}
     started = time.perf_counter()
     with jax.set_mesh(mesh):
         lowered = program.jitted.lower(*program.arguments)
     lowered_at = time.perf_counter()
-    compiled, wanted = None, 0
     try:
-        compiled = lowered.compile()
+        placed = _compiled(lowered) if codegen else placement.place(lowered)
     except jax.errors.JaxRuntimeError as error:
         wanted = wanted_bytes(str(error))
         if not wanted:
             raise
-    found: dict[str, Any] = {"exchanges": {}, "roofline": None, "mfu_ceiling": None}
-    total, host = wanted, sum(shard_bytes(x, "host") for x in program.parts.values())
+        placed = Placement(wanted, 0, "")
     compile_seconds = time.perf_counter() - lowered_at
-    if compiled is not None:
-        memory = compiled.memory_analysis()
-        total = (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            - memory.alias_size_in_bytes
-            + memory.temp_size_in_bytes
-            + memory.generated_code_size_in_bytes
-        )
-        host = max(host, memory.host_argument_size_in_bytes) + memory.host_temp_size_in_bytes
-        found["exchanges"] = collectives.exchanges(compiled.as_text())
+    found: dict[str, Any] = {"exchanges": {}, "roofline": None, "mfu_ceiling": None}
+    if placed.text:
+        found["exchanges"] = collectives.exchanges(placed.text)
         sent = sum(exchange.bytes for exchange in found["exchanges"].values())
         roofline = _roofline(program, chip, mesh, sent)
         could = roofline.seconds * chip.flops * mesh.size
         found |= {"roofline": roofline, "mfu_ceiling": program.model_flops / could}
     account = Account(
-        fits=compiled is not None and total <= chip.memory,
+        fits=bool(placed.text) and placed.total <= chip.memory - RESERVED,
+        compiled=codegen and bool(placed.text),
         bytes={
             **parts,
-            "activations": total - sum(parts.values()),
-            "total": total,
+            "activations": placed.total - sum(parts.values()),
+            "total": placed.total,
             "memory": chip.memory,
-            "host": host,
+            "host": placed.host,
         },
         model_flops=program.model_flops,
         recomputed_flops=program.recomputed_flops,
@@ -124,7 +126,21 @@ def take(program: Program, chip: Chip, mesh: Mesh) -> tuple[Account, Any]:
         versions={n: importlib.metadata.version(n) for n in ("jax", "jaxlib", "libtpu")},
         **found,
     )
-    return account, compiled
+    return account, placed.text
+
+
+def _compiled(lowered: Any) -> Placement:
+    compiled = lowered.compile()
+    memory = compiled.memory_analysis()
+    total = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    host = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
+    return Placement(total, host, compiled.as_text())
 
 
 def _roofline(program: Program, chip: Chip, mesh: Mesh, sent: int) -> Roofline:
