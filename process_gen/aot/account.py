@@ -132,13 +132,8 @@ def take(program: Program, chip: Chip, mesh: Mesh, codegen: bool = True) -> tupl
 def _compiled(lowered: Any) -> Placement:
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
-    total = (
-        memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
+    # Its sizes of temporaries count memory that is used twice over, twice; the peak does not.
+    total = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes
     host = memory.host_argument_size_in_bytes + memory.host_temp_size_in_bytes
     return Placement(total, host, compiled.as_text())
 
@@ -153,9 +148,15 @@ def _roofline(program: Program, chip: Chip, mesh: Mesh, sent: int) -> Roofline:
 
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_REFUSALS = (
+    r"total memory required for HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available",
+    r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
+)
 
 
 def wanted_bytes(text: str) -> int:
     """Bytes that a program would need, from the compiler's refusal; 0 from any other error."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", text)
-    return int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    for refusal in _REFUSALS:
+        if found := re.search(refusal, text):
+            return int(float(found[1]) * _UNITS[found[2]])
+    return 0

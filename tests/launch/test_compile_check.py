@@ -136,8 +136,12 @@ def test_the_compilers_report_is_read():
 
 def test_the_compilers_refusal_is_read():
 
-    text = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.31G of 15.75G hbm."
-    assert math.isclose(wanted_bytes(text), 25.31 * 2**30, rel_tol=1e-3)
+    for text in (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.31G of 15.75G hbm.",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (25.31G) exceeds available HBM (15.75G).",
+    ):
+        assert math.isclose(wanted_bytes(text), 25.31 * 2**30, rel_tol=1e-3)
     assert wanted_bytes("Mosaic failed to compile TPU kernel") == 0
 
 
@@ -150,14 +154,16 @@ def _of_bagel(topology: str, tensor: int, context: int, *more: str) -> dict:
     pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
     chips = math.prod(map(int, topology.split(":")[1].split("x")))
     groups = chips // (tensor * context)
-    mesh = (f"--config.mesh.tensor={tensor}", f"--config.mesh.context={context}")
+    copies = 2 if groups == 256 else 1  # the vision transformer's width does not divide by 256
+    sizes = {"data": copies, "tensor": tensor, "context": context}
+    mesh = (f"--config.mesh.{name}={size}" for name, size in sizes.items())
     words = (*BAGEL, *mesh, f"--config.data.rows={groups}", f"--topology={topology}", "--json")
     command = [sys.executable, "-m", "launch.compile_check", *words, *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["fits"] and found["rows"] == groups and found["tokens"] > 33_000
-    shard = 14.6e9 * 4 / chips
+    shard = 14.6e9 * 4 * copies / chips
     assert found["bytes"]["parameters"] == pytest.approx(shard, rel=0.02)
     assert found["bytes"]["ema"] == pytest.approx(shard, rel=0.02)
     assert found["bytes"]["optimizer"] == pytest.approx(2 * shard, rel=0.02)
