@@ -66,9 +66,7 @@ def run(workdir, config, dataset, **kwargs):
 
 def config_of(**train):
     settings = {"eval_every": 0, "save_every": 0, "log_every": 1, "keep": 9, **train}
-    return make_config(
-        train=settings, optimizer={"schedule": "constant", "warmup_steps": 0, "name": "muon"}
-    )
+    return make_config(train=settings, optimizer={"schedule": "constant", "warmup_steps": 0})
 
 
 def test_an_update_that_is_not_finite_is_left_out_counted_and_kept(tmp_path):
@@ -84,9 +82,8 @@ def test_an_update_that_is_not_finite_is_left_out_counted_and_kept(tmp_path):
         assert int(seen[step].step) == step
     assert np.any(seen[5].params["b"] != seen[4].params["b"])  # partner: the others are made
     logged = [entry for entry in read_metrics(tmp_path) if entry["split"] == "train"]
-    assert [entry.get("skipped_updates", 0) for entry in logged] == [0, 0, 0, 0, 1, 1, 2, 2] or [
-        entry.get("skipped_updates", 0) for entry in logged
-    ] == [0, 0, 0, 1, 1, 2, 2, 2]
+    # The log line of step 4 closes before the answer of step 4 is read.
+    assert [entry.get("skipped_updates", 0) for entry in logged] == [0, 0, 0, 0, 1, 1, 2, 2]
     assert ["loss" in entry for entry in logged] == [n not in (4, 6) for n in range(1, 9)]
     kept = sorted((tmp_path / "skipped").iterdir())
     assert [path.name for path in kept] == ["step_4_process_0.npz", "step_6_process_0.npz"]
@@ -111,6 +108,7 @@ def test_a_run_stops_after_too_many_in_a_row_and_its_checkpoint_is_good(tmp_path
     assert manager.load_for_sampling(tmp_path)[2]["guard"]["skipped"] == 4
 
 
+@pytest.mark.slow
 def test_three_in_a_row_are_three_also_across_a_restart(tmp_path):
     config = config_of(steps=5, max_skipped=2)
     run(tmp_path, config, Faulty({3, 4}))
@@ -172,7 +170,8 @@ def test_a_spike_sends_the_run_back_and_its_batch_is_left_out(tmp_path):
         run(tmp_path / "d", config_of(**train), Faulty(huge={64, 66}))
 
 
-def test_no_rollback_before_there_is_a_checkpoint_loses_the_way(tmp_path):
+@pytest.mark.slow
+def test_a_rollback_before_there_is_a_checkpoint_goes_to_the_beginning(tmp_path):
     train = dict(steps=60, spike_factor=10.0, max_rollbacks=1)
     state = run(tmp_path, config_of(**train), Faulty(huge={52}))
     assert int(state.step) == 60
@@ -216,6 +215,7 @@ def test_the_check_adds_no_pass_and_no_transfer():
     assert not re.search(r"outfeed|infeed|\bsend\b|\brecv\b|callback", text)
 
 
+@pytest.mark.slow
 def test_a_full_folder_of_bad_batches_takes_no_more(tmp_path, monkeypatch):
     monkeypatch.setattr(guard, "_MAX_DUMPS", 1)
     run(tmp_path, config_of(steps=4), Faulty({1, 2}))
