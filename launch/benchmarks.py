@@ -95,8 +95,10 @@ def _paint(
     )
     print(f"checkpoint {made_by['checkpoint']}, {made_by['weights']} weights")
     print(f"{benchmark.name}: {len(items)} prompts, {num} paintings each")
-    if values.overwrite and layout.exists():
-        layout.rmtree()
+    if values.overwrite:
+        (out / JUDGED).unlink(missing_ok=True)
+        if layout.exists():
+            layout.rmtree()
     done = painting.paint(
         painter,
         items,
