@@ -7,7 +7,7 @@
 
 The model has width 512, 8 layers and a vocabulary of 32k (84 M weights); a step takes 4 packs of
 2,304 tokens. Nothing runs unless --steps is given; bytes come from the compiler's own account and
-from the shapes of the state. docs/memory.md holds the tables.
+from the shapes of the state. docs/memory.md tells what was measured.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BASE = {
     "mesh": {"data": 1},
 }  # fmt: skip
 
-# Name, what changes, in the order of docs/memory.md.
+# Name, what changes.
 LEVERS: dict[str, Mapping[str, Any]] = {
     "base": {},
     "whole vocabulary": {"loss.vocab_chunk": 0},
