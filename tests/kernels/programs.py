@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from process_gen.aot.topology import describe
 from process_gen.kernels.interval_attention import KeyBlock, interval_attention
 from process_gen.sharding.mesh import MESH_AXES
 
@@ -31,10 +30,7 @@ class Sizes(NamedTuple):
 
 def tpu_devices(chip: str) -> list[Any]:
     """Four devices that do not exist but can be compiled for."""
-    # Several processes may compile at a time, and none of them asks a cloud what machine this is.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    return topologies.get_topology_desc(TOPOLOGIES[chip], "tpu").devices
+    return describe(TOPOLOGIES[chip]).devices
 
 
 def forward(implementation: str) -> Callable[..., jax.Array]:
