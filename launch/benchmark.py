@@ -1,0 +1,85 @@
+"""Measure how fast this machine trains and paints, beside what its matrix products reach.
+
+    python -m launch.benchmark --suite=train --config=configs/strokes_tiny.py --json
+    python -m launch.benchmark --suite=bagel_cpu --rounds=7 --json
+
+--suite=train|data|bagel_cpu
+--config=FILE         whose step and data are measured; train and data
+--rounds=N            timed rounds of each call, interleaved (5)
+--bf16                the peak in bfloat16 too
+--json                the whole result as one JSON object on the last line
+--out=FILE            the same into a file
+
+Shares of the peak are model FLOPs (`process_gen.models.flops`: pairs that are seen, no padding)
+over the best matrix product of this very run. docs/performance.md explains every number.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jax
+from absl import flags
+from etils import epath
+
+from launch import bench_bagel, bench_data, bench_train, common
+from process_gen.core import configs
+from process_gen.core.errors import ConfigError
+
+SUITES = ("train", "data", "bagel_cpu")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    common.define_config(values)
+    flags.DEFINE_enum("suite", None, SUITES, "what to measure", flag_values=values)
+    flags.DEFINE_integer("rounds", 5, "timed rounds", 1, flag_values=values)
+    flags.DEFINE_boolean("bf16", False, "the peak in bfloat16 too", flag_values=values)
+    flags.DEFINE_boolean("json", False, "print a JSON object", flag_values=values)
+    flags.DEFINE_string("out", "", "file for the JSON object", flag_values=values)
+
+
+def run_suite(values: flags.FlagValues) -> dict[str, Any]:
+    """The numbers of the suite that the flags name."""
+    rounds = values.rounds
+    dtypes = ("float32", "bfloat16") if values.bf16 else ("float32",)
+    if values.suite == "bagel_cpu":
+        return bench_bagel.measure_all(rounds, dtypes)
+    config = configs.to_mapping(common.read_config(values))
+    if values.suite == "data":
+        return bench_data.measure_all(config, max(rounds, 20))
+    return bench_train.measure_all(config, rounds, dtypes)
+
+
+def _lines(found: Any, path: str = "") -> list[str]:
+    """Every number on a line of its own."""
+    if isinstance(found, dict):
+        return [line for k, v in found.items() for line in _lines(v, f"{path}.{k}" if path else k)]
+    if isinstance(found, list) and found and isinstance(found[0], dict):
+        return [line for i, v in enumerate(found) for line in _lines(v, f"{path}[{i}]")]
+    return [f"{path:<52} {found}"]
+
+
+def main(values: flags.FlagValues) -> None:
+    """Measures and prints."""
+    if values.suite is None:
+        raise ConfigError(f"--suite is missing: {', '.join(SUITES)}")
+    common.enable_compilation_cache()
+    found = {
+        "suite": values.suite,
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+        "rounds": values.rounds,
+        **run_suite(values),
+    }
+    print("\n".join(_lines(found)))
+    text = json.dumps(found)
+    if values.out:
+        epath.Path(values.out).write_text(text + "\n")
+    if values.json:
+        print(text)
+
+
+if __name__ == "__main__":
+    common.run(main, define_flags, __doc__ or "")

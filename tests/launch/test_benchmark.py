@@ -1,0 +1,98 @@
+"""The benchmark command in miniature: its counts are right, and every suite gives its numbers."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import strokes_tiny
+from launch import bench_bagel, bench_timing, bench_train, benchmark, common
+from process_gen.core.configs import from_mapping
+from process_gen.models import flops
+
+
+def test_the_work_is_the_reference_s():
+    """The counts of the file's description: tokens, labels, targets, parameters."""
+    config = bench_bagel.read_config()
+    batch = bench_bagel.train_batch(config, np.random.default_rng(0))
+    work = flops.of_batch(batch)
+    assert (work.text + work.patches, work.latents) == (280, 384)
+    assert (work.labels, work.targets) == (132, 256)
+    assert flops.useful_share(batch) == 1.0
+    # 44 % of all pairs of a sample are seen, as in the reference.
+    assert work.pairs / (2 * 332**2) == pytest.approx(0.44, abs=0.01)
+    assert flops.train(config.model, work) == pytest.approx(27.3e9, rel=0.02)
+
+
+def test_branches_of_guidance_see_what_they_should(monkeypatch):
+    config = bench_bagel.read_config(num_layers=1, width=32, mlp_width=32, num_heads=2,
+                                     num_kv_heads=2, head_dim=16)  # fmt: skip
+    monkeypatch.setattr(bench_bagel, "STEPS", 2)
+    monkeypatch.setattr(bench_bagel, "WRITTEN", 3)
+    work = bench_bagel.build(config)
+    assert work.calls["denoise"]().shape == (64, 64)
+    assert work.calls["guided"]().shape == (64, 64)
+    tokens, count, _ = work.calls["decode"]()
+    assert tokens.shape == (3,) and int(count) == 2
+    assert 2 * work.flops["denoise"] < work.flops["guided"] < 3 * work.flops["denoise"]
+    loss, grads = work.calls["train"]()
+    assert np.isfinite(float(loss)) and float(jnp.abs(grads["lm_head"]["kernel"]).max()) > 0
+
+
+def test_rounds_are_interleaved():
+    seen = []
+    calls = {name: lambda name=name: seen.append(name) for name in "ab"}
+    times = bench_timing.interleaved(calls, 3)
+    assert seen == ["a", "b"] + ["a", "b"] * 3
+    summary = times["a"].summary(more=1)
+    assert summary["rounds"] == 3 and summary["more"] == 1
+    assert summary["ms_min"] <= summary["ms"] <= summary["ms_max"]
+
+
+def test_compilations_are_counted():
+    with bench_timing.compilations() as counter:
+        run = jax.jit(lambda x: x * 3.0 + 17.5)
+        run(jnp.ones(7))
+        first = counter.count
+        run(jnp.ones(7))
+        assert counter.count == first >= 1
+    jax.jit(lambda x: x - 1.25)(jnp.ones(7))
+    assert counter.count == first
+
+
+def test_compile_times_leave_the_settings_alone():
+    before = jax.config.jax_compilation_cache_dir
+    found = bench_timing.compile_seconds(lambda: jax.jit(lambda x: x @ x).lower(jnp.ones((8, 8))))
+    assert set(found) == {"trace", "cold", "from_disk"} and found["cold"] > 0
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_a_step_is_measured():
+    mapping = strokes_tiny.get_config("debug").to_dict()
+    config = from_mapping(mapping)
+    found = bench_train.measure(config, 2, 1e12)
+    assert 0 < found["useful_tokens"] <= 1 and found["model_gflop"] > 0
+    assert found["mfu"] == pytest.approx(
+        found["model_gflop"] * 1e9 / (found["step"]["ms"] * 1e-3) / 1e12, rel=0.3
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["bagel_cpu", "data", "train"])
+def test_every_suite_prints_an_object(suite, capsys):
+    arguments = ["x", f"--suite={suite}", "--rounds=1", "--json"]
+    if suite in ("train", "data"):
+        arguments.append("--config=configs/strokes_tiny.py")
+    common.run(benchmark.main, benchmark.define_flags, benchmark.__doc__ or "", arguments)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["suite"] == suite and found["peak_memory_mb"] > 0
+
+
+def test_a_suite_is_needed(capsys):
+    with pytest.raises(SystemExit) as exit:
+        common.run(benchmark.main, benchmark.define_flags, "", ["x"])
+    assert exit.value.code == 2 and "--suite" in capsys.readouterr().err
