@@ -175,7 +175,8 @@ def test_a_run_goes_on_and_another_config_is_refused(config_file, tmp_path, caps
     assert before == {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
 
 
-@pytest.mark.timeout(900)  # compiles a training step and a painter
+@pytest.mark.slow  # compiles a training step and a painter
+@pytest.mark.timeout(900)
 def test_the_event_files_of_a_run(config_file, tmp_path):
     """Losses, rates, norms, pack fill and shares of the data; and paintings on the way."""
     workdir = tmp_path / "run"
