@@ -165,6 +165,8 @@ def soak(minutes: float, seed: int, out: Path) -> dict[str, Any]:
         runs["long"].workdir = out / "long" / "run"
         if mounted:
             subprocess.run(["umount", str(disk)], check=False)
+    # Comparing takes a while, and what was seen until now shall not be lost with it.
+    (out / "faults.json").write_text(json.dumps([ledger.entries, gauges], indent=1) + "\n")
     compared = _compare(runs, ledger, out)
     return _summary(minutes, seed, ledger, compared, gauges)
 
