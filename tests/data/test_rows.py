@@ -109,7 +109,8 @@ def test_a_run_whose_shard_was_cut_goes_on_without_its_records(tmp_path):
     for _ in range(packs - 1):
         next(resumed)
     seen = {index for number in range(1, packs) for _, index in resumed.plan(0)[number]}
-    assert resumed.counters() == {"skipped_failed": float(len(seen & set(range(0, 24, 3))))}
+    left_out = {k: n for k, n in resumed.counters().items() if k.startswith("skipped")}
+    assert left_out == {"skipped_failed": float(len(seen & set(range(0, 24, 3))))}
     assert read_manifest(str(tmp_path / "data"), strict=False) == manifest
 
 
