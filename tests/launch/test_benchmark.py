@@ -28,6 +28,7 @@ def test_the_work_is_the_reference_s():
     assert flops.train(config.model, work) == pytest.approx(27.3e9, rel=0.02)
 
 
+@pytest.mark.slow
 def test_branches_of_guidance_see_what_they_should(monkeypatch):
     config = bench_bagel.read_config(num_layers=1, width=32, mlp_width=32, num_heads=2,
                                      num_kv_heads=2, head_dim=16)  # fmt: skip
@@ -71,6 +72,7 @@ def test_compile_times_leave_the_settings_alone():
     assert jax.config.jax_compilation_cache_dir == before
 
 
+@pytest.mark.slow
 def test_a_step_is_measured():
     mapping = strokes_tiny.get_config("debug").to_dict()
     config = from_mapping(mapping)
