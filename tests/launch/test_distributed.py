@@ -127,7 +127,7 @@ def test_what_jax_is_asked(flags, asked, error, monkeypatch):
 
 
 def test_a_cluster_that_describes_itself_badly_is_no_laptop(monkeypatch):
-    def initialize():
+    def initialize(**_):
         raise ValueError("invalid literal for int() with base 10: 'None'")
 
     monkeypatch.setattr(distributed.jax.distributed, "initialize", initialize)
