@@ -385,6 +385,16 @@ def find(
     return chosen, weights, config, meta
 
 
+def settings_in(workdir: epath.PathLike) -> configs.Config | None:
+    """Settings of a run's newest checkpoint that can be read; None where there is none.
+
+    A damaged newest one is no reason to stop: restoring will set it aside.
+    """
+    directory = absolute(workdir) / "checkpoints"
+    meta = newest_meta(directory)
+    return None if meta is None else read_config(meta, directory / str(meta["step"]))
+
+
 def steps(workdir: epath.PathLike) -> list[int]:
     """Steps of a run's finished checkpoints, rising; the same on every process of a run."""
     return steps_in(absolute(workdir) / "checkpoints")

@@ -30,9 +30,8 @@ def adopt(config: Config, workdir: epath.PathLike) -> Config:
       CheckpointError: what is named there cannot be read.
     """
     train = config.train
-    if not train.init_from and manager.steps(workdir):
-        before = manager.find(workdir)[2].train.init_from
-        train = dataclasses.replace(train, init_from=before)
+    if not train.init_from and (before := manager.settings_in(workdir)) is not None:
+        train = dataclasses.replace(train, init_from=before.train.init_from)
         config = dataclasses.replace(config, train=train)
     if not train.init_model:
         return config

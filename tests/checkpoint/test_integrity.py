@@ -17,6 +17,7 @@ from etils import epath
 from process_gen.checkpoint import integrity, manager
 from process_gen.core import configs
 from process_gen.core.errors import CheckpointError
+from process_gen.train import start
 from tests.checkpoint.test_manager import abstract, make_config, make_trees, save
 
 OLD = Path(__file__).parent / "format_1"  # written by process_gen 0.1.0.dev0 of November 2026
@@ -136,6 +137,16 @@ def test_a_damaged_newest_is_set_aside_for_the_one_before(run, how, caplog, tmp_
     (line,) = [r.getMessage() for r in caplog.records if "set aside" in r.getMessage()]
     assert re.search(words, line) and "\n" not in line
     assert (run / "set_aside" / "3").is_dir() and not (run / "checkpoints" / "3").exists()
+
+
+@pytest.mark.parametrize("how", ["foreign", "flip in meta"])
+def test_settings_are_those_of_the_newest_that_has_some(run, how, tmp_path):
+    """What a command asks before it restores (found by the soak: it ended there)."""
+    config = make_config(train={"keep": 9})
+    assert manager.settings_in(tmp_path / "nowhere") is None
+    damage(run / "checkpoints" / "3", how, tmp_path)
+    assert manager.settings_in(run) == config
+    assert start.adopt(config, run) == config
 
 
 def test_what_is_whole_is_taken(run, caplog):
