@@ -3,11 +3,13 @@ phrases are one token each.
 
     python -m launch.train_tokenizer --out=/tmp/tokenizer.json
 
---out=FILE  file to write
+--out=FILE     file to write
+--world=hard   another world's texts (easy)
 
 The same code gives the same bytes; Strokes texts of another version give other ids. The committed
 `process_gen/data/assets/strokes_tokenizer.json` therefore stays as it is while it covers the words
-of that world: checkpoints mean its ids and refuse another file. Takes about two seconds.
+of that world: checkpoints mean its ids and refuse another file. The same holds for
+`strokes_hard_tokenizer.json`, that of the hard world. Takes about two seconds.
 """
 
 from __future__ import annotations
@@ -23,14 +25,15 @@ from process_gen.core.errors import DataError
 from process_gen.core.grammar import Kind, prompt_text, to_segments
 from process_gen.data.tokenizer import BpeTokenizer, train_bpe
 from process_gen.strokes.plans import StrokesOptions, outline_at
+from process_gen.strokes.scene import EASY, WORLDS
 
 TRAJECTORIES = 3000
 VOCAB_SIZE = 640
 
 
-def strokes_texts(count: int = TRAJECTORIES) -> Iterator[str]:
+def strokes_texts(count: int = TRAJECTORIES, world: str = EASY.name) -> Iterator[str]:
     """Every text of the first `count` trajectories of seed 0, both forms of the prompt included."""
-    options = StrokesOptions()
+    options = StrokesOptions(world=world)
     for index in range(count):
         trajectory = outline_at(0, index, options)
         yield prompt_text(trajectory.prompt, "one_shot")
@@ -39,20 +42,21 @@ def strokes_texts(count: int = TRAJECTORIES) -> Iterator[str]:
                 yield segment.text
 
 
-def train() -> str:
+def train(world: str = EASY.name) -> str:
     """The contents of a tokenizer file for today's Strokes texts."""
-    return train_bpe(strokes_texts(), VOCAB_SIZE)
+    return train_bpe(strokes_texts(world=world), VOCAB_SIZE)
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     flags.DEFINE_string("out", "", "file to write", flag_values=values)
+    flags.DEFINE_enum("world", EASY.name, list(WORLDS), "whose texts", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Writes the file and says what is in it."""
     out = common.required(values, "out")
-    text = train()
+    text = train(values.world)
     try:
         epath.Path(out).write_text(text)
     except OSError as error:

@@ -16,6 +16,7 @@ from process_gen.evaluation.intervals import wilson
 from process_gen.strokes import oracle
 from process_gen.strokes.consistency import as_seen, extends_to
 from process_gen.strokes.phrases import Placed, parse_inspection, parse_state
+from process_gen.strokes.scene import EASY, World
 
 State = tuple[tuple[Placed, bool], ...]
 
@@ -53,26 +54,27 @@ class StepCheck:
         return not (self.aligned and self.consistent)
 
 
-def planned(plan: str) -> State | None:
+def planned(plan: str, world: World = EASY) -> State | None:
     """The state that a plan describes; None when it cannot be read."""
     parsed = parse_plan(plan)
-    return parse_state(parsed[1]) if parsed else None
+    return parse_state(parsed[1], world) if parsed else None
 
 
-def shows(image: Image, state: State) -> bool:
+def shows(image: Image, state: State, world: World = EASY) -> bool:
     """Whether a picture shows a state, and nothing else."""
-    reading = oracle.read(image)
+    reading = oracle.read(image, world)
     return not reading.stray and reading.placed == _objects(state)
 
 
-def consistent(state: State, requirement: Mapping[str, Any]) -> bool:
+def consistent(state: State, requirement: Mapping[str, Any], world: World = EASY) -> bool:
     """Whether a state can become what is asked for; placeholders are no obstacle."""
-    return extends_to([as_seen(placed) for placed, holds in state if not holds], requirement)
+    wanted = [as_seen(placed, world) for placed, holds in state if not holds]
+    return extends_to(wanted, requirement)
 
 
-def complete(state: State, requirement: Mapping[str, Any]) -> bool:
+def complete(state: State, requirement: Mapping[str, Any], world: World = EASY) -> bool:
     """Whether a state is what is asked for, without placeholders."""
-    objects = [as_seen(placed) for placed, _ in state]
+    objects = [as_seen(placed, world) for placed, _ in state]
     return not any(holds for _, holds in state) and oracle.satisfies_exactly(objects, requirement)
 
 
@@ -81,7 +83,10 @@ def _objects(state: State) -> tuple[Placed, ...]:
 
 
 def check_step(
-    step: Step, requirement: Mapping[str, Any], before: tuple[State, Image] | None = None
+    step: Step,
+    requirement: Mapping[str, Any],
+    before: tuple[State, Image] | None = None,
+    world: World = EASY,
 ) -> StepCheck | None:
     """Judges one step.
 
@@ -89,28 +94,30 @@ def check_step(
       step: of a painting.
       requirement: of the prompt, in GenEval's schema.
       before: state and picture that the step before ended with; None for the first step.
+      world: that it is set in.
 
     Returns:
       The verdict; None when the plan cannot be read or there is no sketch or no inspection.
     """
-    state = planned(step.plan)
+    state = planned(step.plan, world)
     if state is None or step.sketch is None or step.inspection is None:
         return None
-    said = parse_inspection(step.inspection)
-    reading = oracle.read(step.sketch)
-    last = state if step.refined_plan is None else planned(step.refined_plan)
+    said = parse_inspection(step.inspection, world)
+    reading = oracle.read(step.sketch, world)
+    last = state if step.refined_plan is None else planned(step.refined_plan, world)
     image = step.image
     assert image is not None
-    right_end = last is not None and shows(image, last) and consistent(last, requirement)
+    right_end = last is not None and shows(image, last, world)
+    right_end = right_end and last is not None and consistent(last, requirement, world)
     kept = untouched = 0
     if before is not None:
         old, picture = before
-        stay = set(_objects(old)) & set(_objects(state)) & set(oracle.read(picture).placed)
+        stay = set(_objects(old)) & set(_objects(state)) & set(oracle.read(picture, world).placed)
         untouched, kept = len(stay), len(stay & set(reading.placed))
     return StepCheck(
         aligned=not reading.stray and reading.placed == _objects(state),
-        consistent=consistent(state, requirement),
-        complete=complete(state, requirement),
+        consistent=consistent(state, requirement, world),
+        complete=complete(state, requirement, world),
         rejected=step.rejected,
         says_complete=said is not None and said.complete,
         seen_right=None if said is None or said.seen is None else said.seen == reading.placed,
@@ -120,13 +127,13 @@ def check_step(
     )
 
 
-def check_steps(trajectory: Trajectory) -> list[StepCheck | None]:
+def check_steps(trajectory: Trajectory, world: World = EASY) -> list[StepCheck | None]:
     """`check_step` of every step; the requirement is the trajectory's metadata."""
     checks: list[StepCheck | None] = []
     before: tuple[State, Image] | None = None
     for step in trajectory.steps:
-        checks.append(check_step(step, trajectory.metadata, before))
-        state = planned(step.refined_plan or step.plan)
+        checks.append(check_step(step, trajectory.metadata, before, world))
+        state = planned(step.refined_plan or step.plan, world)
         before = None if state is None or step.image is None else (state, step.image)
     return checks
 
@@ -162,7 +169,7 @@ def inspection_rates(checks: Sequence[StepCheck]) -> dict[str, Any]:
     }
 
 
-def painting_rates(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+def painting_rates(trajectories: Sequence[Trajectory], world: World = EASY) -> dict[str, Any]:
     """Rates over whole paintings of the sampler, as a dict that `json.dumps` accepts.
 
     `steps` (judged ones) and `unjudged`; `sketch_aligned`, `plan_consistent`; `drift` (objects that
@@ -170,10 +177,10 @@ def painting_rates(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     prompt), `stopped_early` (finished without that), `painted_on` (a step begun although picture
     and plan were complete); and under `inspection` what `inspection_rates` gives.
     """
-    everything = [check_steps(t) for t in trajectories]
+    everything = [check_steps(t, world) for t in trajectories]
     checks = [c for own in everything for c in own if c is not None]
     ends = [(t, own[-1]) for t, own in zip(trajectories, everything, strict=True) if own]
-    finals = [_final_complete(t) for t, _ in ends]
+    finals = [_final_complete(t, world) for t, _ in ends]
     finished = [f for (t, _), f in zip(ends, finals, strict=True) if t.finish_reason == "finished"]
     followed = [
         (own[i], own[i + 1] is not None or i + 1 < len(own))
@@ -193,10 +200,10 @@ def painting_rates(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     }
 
 
-def _final_complete(trajectory: Trajectory) -> bool:
+def _final_complete(trajectory: Trajectory, world: World) -> bool:
     step = trajectory.steps[-1]
-    state = planned(step.refined_plan or step.plan)
-    return state is not None and complete(state, trajectory.metadata)
+    state = planned(step.refined_plan or step.plan, world)
+    return state is not None and complete(state, trajectory.metadata, world)
 
 
 def _rate(values: Iterable[bool]) -> dict[str, Any]:

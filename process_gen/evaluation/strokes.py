@@ -16,6 +16,7 @@ from process_gen.core.trajectory import Image, Trajectory
 from process_gen.evaluation.intervals import CONFIDENCE, Rate, mean_of_rates, wilson
 from process_gen.evaluation.process_metrics import summarize
 from process_gen.strokes.prompts import TAGS, check
+from process_gen.strokes.scene import EASY, World
 
 VERDICTS = ("exact", "geneval")
 
@@ -51,8 +52,10 @@ def verdicts(trajectory: Trajectory, judge: Judge) -> dict[str, bool] | None:
     return _verdicts(trajectory, requirement, judge)
 
 
-def _requirement(trajectory: Trajectory, where: str = "painting") -> dict[str, Any]:
-    return check({"prompt": trajectory.prompt, **trajectory.metadata}, where)
+def _requirement(
+    trajectory: Trajectory, where: str = "painting", world: World = EASY
+) -> dict[str, Any]:
+    return check({"prompt": trajectory.prompt, **trajectory.metadata}, where, world)
 
 
 def _verdicts(
@@ -65,9 +68,12 @@ def _verdicts(
 
 
 def score(
-    trajectories: Sequence[Trajectory], judge: Judge, confidence: float = CONFIDENCE
+    trajectories: Sequence[Trajectory],
+    judge: Judge,
+    confidence: float = CONFIDENCE,
+    world: World = EASY,
 ) -> dict[str, Any]:
-    """Scores paintings of the suite's prompts.
+    """Scores paintings of the suite's prompts; `world` is what the prompts are about.
 
     Returns:
       A dict that `json.dumps` accepts: `suite`, `confidence`, `n`; `tags`, in the suite's order,
@@ -83,7 +89,7 @@ def score(
     by_tag: dict[str, list[tuple[Trajectory, dict[str, bool]]]] = {tag: [] for tag in TAGS}
     for i, trajectory in enumerate(trajectories):
         where = f"painting {i} ({trajectory.prompt[:60]!r})"
-        requirement = _requirement(trajectory, where)
+        requirement = _requirement(trajectory, where, world)
         row = (trajectory, _verdicts(trajectory, requirement, judge))
         by_tag[requirement["tag"]].append(row)
 

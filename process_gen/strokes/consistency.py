@@ -8,14 +8,14 @@ from typing import Any
 from process_gen.strokes.layout import Wanted, wanted
 from process_gen.strokes.oracle import SeenObject
 from process_gen.strokes.phrases import Placed
-from process_gen.strokes.scene import CENTERS, PLACES, related
+from process_gen.strokes.scene import EASY, World, related
 
 
-def as_seen(placed: Placed) -> SeenObject:
+def as_seen(placed: Placed, world: World = EASY) -> SeenObject:
     """A planned object as a reader of the finished picture would report it."""
     color, shape, place = placed
-    row, col = divmod(PLACES.index(place), len(CENTERS))
-    return SeenObject(shape, color, CENTERS[col], CENTERS[row])
+    row, col = divmod(world.places.index(place), world.side)
+    return SeenObject(shape, color, world.centers[col], world.centers[row], world)
 
 
 def extends_to(objects: Sequence[SeenObject], requirement: Mapping[str, Any]) -> bool:

@@ -13,15 +13,7 @@ import numpy as np
 from process_gen.strokes import phrases
 from process_gen.strokes.layout import Wanted, at, draw_object, recolored
 from process_gen.strokes.prompts import phrase, pick
-from process_gen.strokes.scene import (
-    COLOR_NAMES,
-    INVERSE,
-    NUM_CELLS,
-    PLACES,
-    SHAPES,
-    SceneObject,
-    cells_related,
-)
+from process_gen.strokes.scene import COLOR_NAMES, INVERSE, SceneObject, World, fits
 from process_gen.strokes.script import Beat, Canvas, Story, shuffled
 
 _EXTRA = -1  # number of an object that is on the faulty canvas only
@@ -89,7 +81,7 @@ def wrong_shape(wrong: SceneObject, color: str, shape: str) -> Saying:
 
 def wrong_place(wrong: SceneObject, cell: int) -> Saying:
     """An object that is drawn in another cell."""
-    why = f"{phrases.the_group_at([wrong])} should be at {PLACES[cell]}"
+    why = f"{phrases.the_group_at([wrong])} should be at {wrong.world.places[cell]}"
     return why, phrases.move([wrong], [cell])
 
 
@@ -109,9 +101,16 @@ def exchanged(a: SceneObject, b: SceneObject) -> Saying:
     return f"{one} and {other} should be swapped", phrases.swap(a, b)
 
 
-def _free_cells(*canvases: Canvas) -> list[int]:
+def _free_cells(world: World, *canvases: Canvas) -> list[int]:
     used = {item.cell for canvas in canvases for item, _ in canvas.values()}
-    return [cell for cell in range(NUM_CELLS) if cell not in used]
+    return [cell for cell in range(world.num_cells) if cell not in used]
+
+
+def _readable(story: Story, fault: Fault | None) -> bool:
+    """Whether all that is drawn can be told apart."""
+    if fault is None or not story.world.layered:
+        return fault is not None
+    return fits(item for item, _ in fault.canvas.values())
 
 
 # ---- conflicts -----------------------------------------------------------------------------------
@@ -130,7 +129,7 @@ def conflict(rng: np.random.Generator, story: Story) -> Fault | None:
     for make in shuffled(rng, makers):
         for step in shuffled(rng, steps):
             fault = make(rng, story, step)
-            if fault is not None:
+            if _readable(story, fault):
                 return fault
     return None
 
@@ -173,7 +172,7 @@ def _wrong_shape(rng: np.random.Generator, story: Story, step: int) -> Fault | N
     color = right.color
     if group.color is not None and not others and rng.random() < 0.3:
         color = pick(rng, COLOR_NAMES)
-    kinds = [s for s in SHAPES if s != group.shape and not story.asks_for(color, s)]
+    kinds = [s for s in story.world.shapes if s != group.shape and not story.asks_for(color, s)]
     if not kinds:
         return None
     shape = pick(rng, kinds)
@@ -214,10 +213,10 @@ def _wrong_count(rng: np.random.Generator, story: Story, step: int) -> Fault | N
     last = max(beat.after[n][0].cell for n in beat.ids)
     cells = [
         cell
-        for cell in _free_cells(beat.after)
+        for cell in _free_cells(story.world, beat.after)
         if cell > last
         and all(
-            cells_related(cell, relation, other)
+            story.world.cells_related(cell, relation, other)
             for relation, index in relations_of(story, own)
             for other in painted(story, beat.before, index)
         )
@@ -226,7 +225,7 @@ def _wrong_count(rng: np.random.Generator, story: Story, step: int) -> Fault | N
         return None
     right = {n: beat.after[n][0] for n in beat.ids}
     kind = right[beat.ids[0]]
-    extra = draw_object(rng, kind.shape, kind.color, pick(rng, cells))
+    extra = draw_object(rng, kind.shape, kind.color, pick(rng, cells), story.world)
     said = too_many(extra, group.count, group.color, group.shape)
     return _conflict(step, "count", beat, right | {_EXTRA: extra}, said)
 
@@ -238,8 +237,8 @@ def _wrong_relation(rng: np.random.Generator, story: Story, step: int) -> Fault 
         fixed = painted(story, beat.before, index)
         cells = [
             cell
-            for cell in _free_cells(beat.before)
-            if any(not cells_related(cell, relation, other) for other in fixed)
+            for cell in _free_cells(story.world, beat.before)
+            if any(not story.world.cells_related(cell, relation, other) for other in fixed)
         ]
         if not fixed or len(cells) < len(beat.ids):
             continue
@@ -260,10 +259,11 @@ def misalignment(rng: np.random.Generator, story: Story) -> Fault | None:
     step = int(rng.random() * len(story.beats))
     beat = story.beats[step]
     if beat.op != "add" and rng.random() < 0.6:
-        return _undone(rng, step, beat)
+        fault = _undone(rng, step, beat)
+        return fault if _readable(story, fault) else None
     for kind in shuffled(rng, MISALIGNMENTS):
-        fault = _misdrawn(rng, step, beat, kind)
-        if fault is not None:
+        fault = _misdrawn(rng, step, beat, kind, story.world)
+        if _readable(story, fault):
             return fault
     return None
 
@@ -317,24 +317,28 @@ def _undone(rng: np.random.Generator, step: int, beat: Beat) -> Fault:
     return _misshapen(step, beat, n, old)
 
 
-def _misdrawn(rng: np.random.Generator, step: int, beat: Beat, kind: str) -> Fault | None:
+def _misdrawn(
+    rng: np.random.Generator, step: int, beat: Beat, kind: str, world: World
+) -> Fault | None:
     n = _pick_target(rng, beat)
     if n is None:
         return None
     item = beat.after[n][0]
     # A cell that was emptied by this very step would look like the step not being carried out.
-    free = _free_cells(beat.after, beat.before)
+    free = _free_cells(world, beat.after, beat.before)
     if kind == "color":
         return _miscolored(step, beat, n, pick(rng, [c for c in COLOR_NAMES if c != item.color]))
     if kind == "shape":
-        shape = pick(rng, [s for s in SHAPES if s != item.shape])
+        shape = pick(rng, [s for s in world.shapes if s != item.shape])
         return _misshapen(step, beat, n, recolored(item, item.color, shape))
     if kind == "missing":
         canvas = {number: entry for number, entry in beat.after.items() if number != n}
         return Fault(step, kind, None, canvas, *missing(item))
     if kind == "swap":
         other = [
-            m for m, (o, _) in beat.after.items() if (o.color, o.shape) != (item.color, item.shape)
+            m
+            for m, (o, _) in beat.after.items()
+            if (o.color, o.shape) != (item.color, item.shape) and o.cell != item.cell
         ]
         return _swapped(step, beat, n, pick(rng, other)) if other else None
     if not free:
@@ -346,6 +350,6 @@ def _misdrawn(rng: np.random.Generator, step: int, beat: Beat, kind: str) -> Fau
         return Fault(step, kind, None, _replaced(beat, n, wrong), *said)
     color, shape = item.color, item.shape
     if rng.random() < 0.4:
-        color, shape = pick(rng, COLOR_NAMES), pick(rng, SHAPES)
-    extra = draw_object(rng, shape, color, cell)
+        color, shape = pick(rng, COLOR_NAMES), pick(rng, world.shapes)
+    extra = draw_object(rng, shape, color, cell, world)
     return _left_over(step, extra, beat.after | {_EXTRA: (extra, False)})

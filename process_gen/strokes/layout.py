@@ -12,14 +12,7 @@ import numpy as np
 
 from process_gen.core.errors import DataError
 from process_gen.strokes.prompts import pick
-from process_gen.strokes.scene import (
-    COLOR_NAMES,
-    JITTERS,
-    NUM_CELLS,
-    RADII,
-    SceneObject,
-    cells_related,
-)
+from process_gen.strokes.scene import COLOR_NAMES, DEPTHS, EASY, SceneObject, World
 
 Cells = tuple[int, ...]
 
@@ -63,17 +56,21 @@ def prompt_order(groups: list[Wanted]) -> list[int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _related_cells(relation: str, subjects: int, targets: int) -> list[tuple[Cells, Cells]]:
+def _related_cells(
+    relation: str, subjects: int, targets: int, world: World
+) -> list[tuple[Cells, Cells]]:
     """Every way to put two groups into cells so that all of one are `relation` all of the other."""
-    return [
-        (a, b)
-        for a in itertools.combinations(range(NUM_CELLS), subjects)
-        for b in itertools.combinations([c for c in range(NUM_CELLS) if c not in a], targets)
-        if all(cells_related(x, relation, y) for x in a for y in b)
-    ]
+    cells = range(world.num_cells)
+    if relation in DEPTHS:
+        return [((c,), (c,)) for c in cells] if subjects == targets == 1 else []
+    ways = []
+    for a in itertools.combinations(cells, subjects):
+        able = [c for c in cells if all(world.cells_related(x, relation, c) for x in a)]
+        ways += [(a, b) for b in itertools.combinations(able, targets)]
+    return ways
 
 
-def draw_cells(rng: np.random.Generator, groups: list[Wanted]) -> list[Cells]:
+def draw_cells(rng: np.random.Generator, groups: list[Wanted], world: World = EASY) -> list[Cells]:
     """Cells for every group, uniform among those that satisfy the requirement, each sorted.
 
     Raises:
@@ -82,13 +79,15 @@ def draw_cells(rng: np.random.Generator, groups: list[Wanted]) -> list[Cells]:
     cells: list[Cells] = [()] * len(groups)
     related = [i for i, group in enumerate(groups) if group.relation is not None]
     rest = [i for i in range(len(groups)) if i not in related]
-    if len(related) > 1 or sum(group.count for group in groups) > NUM_CELLS:
-        raise DataError(f"cannot lay out {groups}: at most one relation and {NUM_CELLS} objects")
-    free = list(range(NUM_CELLS))
+    if len(related) > 1 or sum(group.count for group in groups) > world.num_cells:
+        raise DataError(
+            f"cannot lay out {groups}: at most one relation and {world.num_cells} objects"
+        )
+    free = list(range(world.num_cells))
     if related:
         group = groups[related[0]]
         target = int(group.target or 0)
-        ways = _related_cells(str(group.relation), group.count, groups[target].count)
+        ways = _related_cells(str(group.relation), group.count, groups[target].count, world)
         if not ways:
             raise DataError(f"cannot lay out {groups}: no cells satisfy the relation")
         cells[related[0]], cells[target] = pick(rng, ways)
@@ -100,40 +99,66 @@ def draw_cells(rng: np.random.Generator, groups: list[Wanted]) -> list[Cells]:
     return cells
 
 
-def draw_objects(rng: np.random.Generator, groups: list[Wanted]) -> list[list[SceneObject]]:
+def draw_objects(
+    rng: np.random.Generator, groups: list[Wanted], world: World = EASY
+) -> list[list[SceneObject]]:
     """Objects for every group, in reading order; a group without a colour gets one at random."""
-    cells = draw_cells(rng, groups)
-    numbers = iter((rng.random(3 * sum(map(len, cells))) * len(RADII)).astype(int).tolist())
+    cells = draw_cells(rng, groups, world)
+    steps = len(world.jitters)
+    numbers = iter((rng.random(3 * sum(map(len, cells))) * steps).astype(int).tolist())
     taken = {(group.color, group.shape) for group in groups}
     objects = []
+    colors: dict[int, str] = {}  # by cell
     for group, own in zip(groups, cells, strict=True):
         color = group.color
+        # What lies in front of something, or behind it, has another colour.
+        beside = {colors.get(cell) for cell in own} | _asked_beside(groups, cells, own, group)
         while color is None:
             drawn = pick(rng, COLOR_NAMES)
-            color = None if (drawn, group.shape) in taken else drawn
+            color = None if (drawn, group.shape) in taken or drawn in beside else drawn
         taken.add((color, group.shape))
-        objects.append([place(group.shape, color, cell, numbers) for cell in own])
+        colors.update(dict.fromkeys(own, color))
+        objects.append([place(group.shape, color, cell, numbers, world) for cell in own])
     return objects
 
 
-def place(shape: str, color: str, cell: int, numbers: Any) -> SceneObject:
+def _asked_beside(
+    groups: list[Wanted], cells: list[Cells], own: Cells, group: Wanted
+) -> set[str | None]:
+    """Colours that the prompt gives to other groups in the same cells."""
+    return {
+        other.color
+        for other, theirs in zip(groups, cells, strict=True)
+        if other is not group and other.color and set(theirs) & set(own)
+    }
+
+
+def place(shape: str, color: str, cell: int, numbers: Any, world: World = EASY) -> SceneObject:
     """An object in a cell; `numbers` yields indices into the grids of jitter and radius."""
-    dx, dy, radius = JITTERS[next(numbers)], JITTERS[next(numbers)], RADII[next(numbers)]
-    return SceneObject(shape, color, cell // 3, cell % 3, dx, dy, radius)
+    jitters, radii = world.jitters, world.kind[shape].radii
+    dx, dy, radius = jitters[next(numbers)], jitters[next(numbers)], radii[next(numbers)]
+    row, col = divmod(cell, world.side)
+    return SceneObject(shape, color, row, col, dx, dy, radius, world)
 
 
-def draw_object(rng: np.random.Generator, shape: str, color: str, cell: int) -> SceneObject:
+def draw_object(
+    rng: np.random.Generator, shape: str, color: str, cell: int, world: World = EASY
+) -> SceneObject:
     """An object of a given kind in a given cell."""
-    return place(shape, color, cell, iter([int(rng.random() * len(RADII)) for _ in range(3)]))
+    numbers = iter([int(rng.random() * len(world.jitters)) for _ in range(3)])
+    return place(shape, color, cell, numbers, world)
 
 
 def at(item: SceneObject, cell: int) -> SceneObject:
     """The same object in another cell; its jitter and size go with it."""
-    row, col = divmod(cell, 3)
-    return SceneObject(item.shape, item.color, row, col, item.dx, item.dy, item.radius)
+    row, col = divmod(cell, item.world.side)
+    return SceneObject(item.shape, item.color, row, col, item.dx, item.dy, item.radius, item.world)
 
 
 def recolored(item: SceneObject, color: str, shape: str | None = None) -> SceneObject:
-    """The same object in another colour, and perhaps of another shape."""
+    """The same object in another colour, and perhaps of another shape; its size goes with it."""
     shape = shape or item.shape
-    return SceneObject(shape, color, item.row, item.col, item.dx, item.dy, item.radius)
+    kinds = item.world.kind
+    radii, before = kinds[shape].radii, kinds[item.shape].radii
+    radius = item.radius if radii == before else radii[before.index(item.radius)]
+    return SceneObject(shape, color, item.row, item.col, item.dx, item.dy, radius, item.world)

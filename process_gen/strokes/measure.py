@@ -11,7 +11,7 @@ from process_gen.strokes.layout import draw_objects, wanted
 from process_gen.strokes.oracle import judge, read, satisfies_exactly, truth
 from process_gen.strokes.prompts import TAGS, sample_requirement
 from process_gen.strokes.render import render
-from process_gen.strokes.scene import MAX_JITTER, MAX_RADIUS, MIN_RADIUS, SIZE, Scene
+from process_gen.strokes.scene import EASY, Scene, World
 
 NOISE = 8.0
 
@@ -39,30 +39,34 @@ class Figures:
     worst_tag: float
 
 
-def measure(n: int = 5000, seed: int = 0) -> Figures:
+def measure(n: int = 5000, seed: int = 0, world: World = EASY) -> Figures:
     """Judges `n` pictures of all tags in turn; jitter and radius are continuous, off the grid."""
+    jitter = world.jitters[-1]
     rng = np.random.Generator(np.random.PCG64([seed, 0x0AC1E]))
     names = ("clean", "clean_read", "noisy", "found_in_noise", "mismatched")
     hits = {name: np.zeros(n, bool) for name in names}
     seconds = 0.0
     for i in range(n):
         tag = TAGS[i % len(TAGS)]
-        asked = sample_requirement(rng, tag, split="held_out" if i % 2 else "train")
-        objects = [item for group in draw_objects(rng, wanted(asked)) for item in group]
+        split = "held_out" if i % 2 else "train"
+        asked = sample_requirement(rng, tag, split=split, world=world)
+        objects = [item for group in draw_objects(rng, wanted(asked), world) for item in group]
         scene = Scene(
             tuple(
                 dataclasses.replace(
                     item,
-                    dx=rng.uniform(-MAX_JITTER, MAX_JITTER),
-                    dy=rng.uniform(-MAX_JITTER, MAX_JITTER),
-                    radius=rng.uniform(MIN_RADIUS, MAX_RADIUS),
+                    dx=rng.uniform(-jitter, jitter),
+                    dy=rng.uniform(-jitter, jitter),
+                    radius=rng.uniform(radii[0], radii[-1]),
                 )
                 for item in objects
-            )
+                for radii in (world.kind[item.shape].radii,)
+            ),
+            world,
         )
         picture = render(scene)
         start = time.perf_counter()
-        verdict = judge(picture, asked)
+        verdict = judge(picture, asked, world)
         seconds += time.perf_counter() - start
         hits["clean"][i] = verdict.exact
         hits["clean_read"][i] = verdict.reading.placed == tuple(
@@ -70,20 +74,20 @@ def measure(n: int = 5000, seed: int = 0) -> Figures:
         )
         noisy = picture + rng.normal(0.0, NOISE, picture.shape)
         noisy = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
-        hits["noisy"][i] = judge(noisy, asked).exact
+        hits["noisy"][i] = judge(noisy, asked, world).exact
         other = asked
         while satisfies_exactly(truth(scene), other):
-            other = sample_requirement(rng, tag)
-        hits["mismatched"][i] = judge(picture, other).exact
-        hits["found_in_noise"][i] = bool(read(_pure_noise(rng, i)).objects)
+            other = sample_requirement(rng, tag, world=world)
+        hits["mismatched"][i] = judge(picture, other, world).exact
+        hits["found_in_noise"][i] = bool(read(_pure_noise(rng, i, world.size), world).objects)
     rates = {name: float(values.mean()) for name, values in hits.items()}
     worst = min(float(hits["clean"][k :: len(TAGS)].mean()) for k in range(len(TAGS)))
     return Figures(**rates, milliseconds=1e3 * seconds / n, worst_tag=worst)
 
 
-def _pure_noise(rng: np.random.Generator, i: int) -> np.ndarray:
+def _pure_noise(rng: np.random.Generator, i: int, size: int) -> np.ndarray:
     """Uniform noise, Gaussian noise around grey, and Gaussian noise on the background, in turn."""
-    shape = (SIZE, SIZE, 3)
+    shape = (size, size, 3)
     if i % 3 == 0:
         return rng.integers(0, 256, shape, dtype=np.uint8)
     center, sigma = ((128.0, 64.0), (28.0, 16.0))[i % 3 - 1]

@@ -1,10 +1,10 @@
-"""Reads a 32 x 32 picture back into objects, without a neural network, and judges it.
+"""Reads a picture back into objects, without a neural network, and judges it.
 
 Every pixel is projected onto the lines from the background to the seven colours, which gives its
 strength (1 inside a shape, a fraction on its edge). Connected strong pixels are a candidate; it is
 an object when its colour lies near one of those lines and its strengths correlate with the coverage
 of one of the shapes. What cannot be read this way is *stray*: it is no object, but the picture is
-not `exact` either.
+not `exact` either. Pictures of a layered world are read by `layers` instead.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 
 from process_gen.core.errors import DataError
+from process_gen.strokes.layers import read_cells
 from process_gen.strokes.layout import Wanted, wanted
 from process_gen.strokes.render import coverage
 from process_gen.strokes.scene import (
     BACKGROUND,
-    CENTERS,
     COLOR_NAMES,
     COLORS,
-    PLACES,
+    EASY,
     SHAPES,
     SIZE,
     Scene,
+    World,
     related,
 )
 
@@ -63,12 +64,20 @@ class SeenObject:
     color: str
     x: float
     y: float
+    world: World = dataclasses.field(default=EASY, compare=False, repr=False)
+
+    @property
+    def cell(self) -> int:
+        """Number of the nearest cell."""
+        centers = self.world.centers
+        near = range(len(centers))
+        row, col = (min(near, key=lambda i: abs(centers[i] - v)) for v in (self.y, self.x))
+        return len(centers) * row + col
 
     @property
     def place(self) -> str:
-        """The nearest cell in words, "top left" to "bottom right"."""
-        row, col = (min(range(3), key=lambda i: abs(CENTERS[i] - v)) for v in (self.y, self.x))
-        return PLACES[3 * row + col]
+        """The nearest cell in words."""
+        return self.world.places[self.cell]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -208,20 +217,24 @@ def _color_of(difference: np.ndarray) -> int:
     return int(((difference - along[:, None] * _DIRECTIONS) ** 2).sum(1).argmin())
 
 
-def read(image: np.ndarray) -> Reading:
+def read(image: np.ndarray, world: World = EASY) -> Reading:
     """Finds the objects of a picture.
 
     Args:
-      image: ``uint8[32, 32, 3]``.
+      image: ``uint8[size, size, 3]``.
+      world: that it belongs to.
 
     Raises:
       DataError: any other shape or type.
     """
-    if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
+    size = world.size
+    if image.shape != (size, size, 3) or image.dtype != np.uint8:
         raise DataError(
-            f"the oracle reads uint8[{SIZE}, {SIZE}, 3], got {image.dtype}{list(image.shape)}"
+            f"the oracle reads uint8[{size}, {size}, 3], got {image.dtype}{list(image.shape)}"
         )
     difference = image.reshape(-1, 3).astype(np.float32) - np.array(BACKGROUND, np.float32)
+    if world.layered:
+        return _read_layers(difference.reshape(size, size, 3), world)
     picture = _Picture(difference, *_unmix(difference))
     strong = (picture.strength >= STRONG).reshape(SIZE, SIZE)
     objects, stray, unread = [], 0.0, 0.0
@@ -245,7 +258,16 @@ def read(image: np.ndarray) -> Reading:
     # In much noise something will look like a shape by chance.
     if unread > MAX_NOISE:
         return Reading((), stray)
-    objects.sort(key=lambda o: (PLACES.index(o.place), o.y, o.x))
+    objects.sort(key=lambda o: (o.cell, o.y, o.x))
+    return Reading(tuple(objects), stray)
+
+
+def _read_layers(difference: np.ndarray, world: World) -> Reading:
+    found, stray = read_cells(difference, world)
+    if stray > MAX_NOISE:
+        return Reading((), stray)
+    objects = [SeenObject(*item, world) for item in found]
+    objects.sort(key=lambda o: (o.cell, o.y, o.x))
     return Reading(tuple(objects), stray)
 
 
@@ -289,9 +311,9 @@ def satisfies_exactly(objects: Sequence[SeenObject], requirement: Mapping[str, A
     return len(objects) == total and satisfies(objects, requirement)
 
 
-def judge(image: np.ndarray, requirement: Mapping[str, Any]) -> Verdict:
-    """Both verdicts on a ``uint8[32, 32, 3]`` picture for a requirement in GenEval's schema."""
-    reading = read(image)
+def judge(image: np.ndarray, requirement: Mapping[str, Any], world: World = EASY) -> Verdict:
+    """Both verdicts on a picture of a world for a requirement in GenEval's schema."""
+    reading = read(image, world)
     good = satisfies(reading.objects, requirement)
     exactly = good and not reading.stray and satisfies_exactly(reading.objects, requirement)
     return Verdict(good, exactly, reading)
@@ -309,5 +331,5 @@ def exact(image: np.ndarray, requirement: Mapping[str, Any]) -> bool:
 
 def truth(scene: Scene) -> tuple[SeenObject, ...]:
     """What a perfect reader would find in the picture of a scene, in reading order."""
-    objects = [SeenObject(o.shape, o.color, *o.center) for o in scene.objects]
-    return tuple(sorted(objects, key=lambda o: (PLACES.index(o.place), o.y, o.x)))
+    objects = [SeenObject(o.shape, o.color, *o.center, scene.world) for o in scene.objects]
+    return tuple(sorted(objects, key=lambda o: (o.cell, o.y, o.x)))

@@ -8,13 +8,14 @@ painting order.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
 from process_gen.core.errors import TrajectoryError
 from process_gen.core.trajectory import refine_command
-from process_gen.strokes.prompts import noun, phrase
-from process_gen.strokes.scene import COLORS, PLACES, SHAPES, SceneObject
+from process_gen.strokes.prompts import NUMBERS, noun, phrase
+from process_gen.strokes.scene import COLORS, EASY, SHAPES, SceneObject, World
 
 PLACEHOLDER = " as a placeholder"
 FITS_PROMPT = "the instruction fits the prompt."
@@ -28,12 +29,17 @@ NOT_REMOVED = "not yet removed, no fault:"
 Kind = tuple[str, str]  # colour, shape
 State = Sequence[tuple[SceneObject, bool]]
 
+
 # Phrases are put together a dozen times a trajectory; these tables keep that cheap.
-_SEEN = {
-    (color, shape): [f"{color} {shape} {place}" for place in PLACES]
-    for color in COLORS
-    for shape in SHAPES
-}
+@functools.cache
+def _seen(world: World) -> dict[tuple[str, str], list[str]]:
+    return {
+        (color, shape): [f"{color} {shape} {place}" for place in world.places]
+        for color in COLORS
+        for shape in world.shapes
+    }
+
+
 _PHRASES = {
     (count, color, shape): phrase(count, color, shape)
     for count in range(1, 6)
@@ -42,9 +48,9 @@ _PHRASES = {
 }
 
 
-def places(cells: Iterable[int]) -> str:
+def places(cells: Iterable[int], world: World = EASY) -> str:
     """Cells in reading order: "top left and bottom right"."""
-    return " and ".join([PLACES[cell] for cell in sorted(cells)])
+    return " and ".join([world.places[cell] for cell in sorted(cells)])
 
 
 def group_at(objects: Sequence[SceneObject]) -> str:
@@ -53,7 +59,7 @@ def group_at(objects: Sequence[SceneObject]) -> str:
     words = _PHRASES.get((len(objects), first.color, first.shape))
     if words is None:
         words = phrase(len(objects), first.color, first.shape)
-    return f"{words} at {places([item.cell for item in objects])}"
+    return f"{words} at {places([item.cell for item in objects], first.world)}"
 
 
 def the_group_at(objects: Sequence[SceneObject]) -> str:
@@ -74,8 +80,10 @@ def describe(state: State) -> str:
 
 def seen(objects: Iterable[SceneObject]) -> str:
     """What is in a picture, in reading order: "seen: red circle top left, blue star top right."."""
-    items = sorted([(item.cell, item.color, item.shape) for item in objects])
-    words = [_SEEN[color, shape][cell] for cell, color, shape in items]
+    listed = list(objects)
+    items = sorted([(item.cell, item.color, item.shape) for item in listed])
+    table = _seen(listed[0].world) if listed else {}
+    words = [table[color, shape][cell] for cell, color, shape in items]
     return f"seen: {', '.join(words) or 'nothing'}."
 
 
@@ -94,7 +102,7 @@ def change(objects: Sequence[SceneObject], to: Kind) -> str:
 
 def move(objects: Sequence[SceneObject], cells: Iterable[int]) -> str:
     """Instruction to move objects of one kind."""
-    return f"move {the_group_at(objects)} to {places(cells)}"
+    return f"move {the_group_at(objects)} to {places(cells, objects[0].world)}"
 
 
 def remove(item: SceneObject) -> str:
@@ -115,36 +123,48 @@ def the(count: int, color: str | None, shape: str) -> str:
 # ---- reading back --------------------------------------------------------------------------------
 
 _COLOR = "|".join(COLORS)
-_SHAPE = "|".join(SHAPES)
-_PLACE = "|".join(PLACES)
-_SEEN_ITEM = re.compile(rf"(?P<color>{_COLOR}) (?P<shape>{_SHAPE}) (?P<place>{_PLACE})")
-_ITEM = re.compile(
-    rf"(?P<number>an?|two|three|four|five) (?P<color>{_COLOR}) (?P<shape>{_SHAPE})s? at "
-    rf"(?P<places>(?:{_PLACE})(?: and (?:{_PLACE}))*)(?P<placeholder>{PLACEHOLDER})?"
-)
+
+
+@functools.cache
+def _patterns(world: World) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """An object that is seen, and an item of a description."""
+    shape, place = "|".join(world.shapes), "|".join(world.places)
+    number = "|".join(("an?", *NUMBERS[2:]))
+    return (
+        re.compile(rf"(?P<color>{_COLOR}) (?P<shape>{shape}) (?P<place>{place})"),
+        re.compile(
+            rf"(?P<number>{number}) (?P<color>{_COLOR}) (?P<shape>{shape})s? at "
+            rf"(?P<places>(?:{place})(?: and (?:{place}))*)(?P<placeholder>{PLACEHOLDER})?"
+        ),
+    )
+
+
 Placed = tuple[str, str, str]  # colour, shape, place
 
 
-def parse_state(text: str) -> tuple[tuple[Placed, bool], ...] | None:
+def parse_state(text: str, world: World = EASY) -> tuple[tuple[Placed, bool], ...] | None:
     """The objects of a `<des>` text and whether each is a placeholder, sorted.
 
     None when it is not written as `describe` does.
     """
     objects = []
+    _, pattern = _patterns(world)
     for part in text.split(", "):
-        match = _ITEM.fullmatch(part)
+        match = pattern.fullmatch(part)
         if match is None:
             return None
         where, holds = match["places"].split(" and "), match["placeholder"] is not None
+        if len(where) >= len(NUMBERS):
+            return None
         if phrase(len(where), match["color"], match["shape"]) != part.split(" at ")[0]:
             return None
         objects += [((match["color"], match["shape"], place), holds) for place in where]
     return tuple(sorted(objects))
 
 
-def parse_description(text: str) -> tuple[Placed, ...] | None:
+def parse_description(text: str, world: World = EASY) -> tuple[Placed, ...] | None:
     """The objects of a `<des>` text, sorted; None when it is not written as `describe` does."""
-    state = parse_state(text)
+    state = parse_state(text, world)
     return None if state is None else tuple(placed for placed, _ in state)
 
 
@@ -169,7 +189,7 @@ class Inspection:
     command: str | None
 
 
-def parse_inspection(text: str) -> Inspection | None:
+def parse_inspection(text: str, world: World = EASY) -> Inspection | None:
     """Reads an inspection; None when it is not written in the form of `docs/strokes.md`."""
     try:
         command = refine_command(text)
@@ -179,7 +199,8 @@ def parse_inspection(text: str) -> Inspection | None:
     rest = text
     if text.startswith("seen: "):
         listed, dot, rest = text.removeprefix("seen: ").partition(". ")
-        matches = [_SEEN_ITEM.fullmatch(part) for part in listed.split(", ")]
+        pattern, _ = _patterns(world)
+        matches = [pattern.fullmatch(part) for part in listed.split(", ")]
         if not dot or (None in matches and listed != "nothing"):
             return None
         found = [(m["color"], m["shape"], m["place"]) for m in matches if m is not None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -28,11 +29,15 @@ from process_gen.strokes.prompts import (
     sample_requirement,
 )
 from process_gen.strokes.render import render
-from process_gen.strokes.scene import Scene
+from process_gen.strokes.scene import EASY, Scene, World, world_named
 from process_gen.strokes.script import Canvas, Story
 
-_BLANK = render(Scene())
-_BLANK.flags.writeable = False
+
+@functools.cache
+def _blank(world: World) -> Image:
+    picture = render(Scene((), world))
+    picture.flags.writeable = False
+    return picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +55,7 @@ class StrokesOptions:
       split: probability that a group of three or four is painted over two steps.
       shuffle: probability that groups are not painted in the prompt's order.
       prompts: "train" never meets a held-out prompt; "held_out" is for evaluation.
+      world: name of the world, see `scene.WORLDS`.
     """
 
     weights: Mapping[str, float] = dataclasses.field(
@@ -63,6 +69,14 @@ class StrokesOptions:
     split: float = 0.25
     shuffle: float = 0.25
     prompts: Literal["train", "held_out"] = "train"
+    world: str = EASY.name
+
+    def __repr__(self) -> str:
+        """As without other worlds: it is part of what identifies data."""
+        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if self.world == EASY.name:
+            del named["world"]
+        return f"StrokesOptions({', '.join(f'{k}={v!r}' for k, v in named.items())})"
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -72,6 +86,7 @@ class StrokesOptions:
                 raise ConfigError(f"strokes.{name} must lie in [0, 1], got {value}")
         if self.conflict + self.misalignment > 1.0:
             raise ConfigError("strokes.conflict + strokes.misalignment exceed 1")
+        world_named(self.world)
         if self.max_steps < 3:
             raise ConfigError(f"strokes.max_steps must be at least 3, got {self.max_steps}")
         for tag, weight in self.weights.items():
@@ -105,7 +120,9 @@ def _at(seed: int, index: int, options: StrokesOptions, paint: bool) -> Trajecto
     rng = np.random.Generator(np.random.PCG64([seed, index]))
     ends = list(itertools.accumulate(options.weights.values()))
     tag = list(options.weights)[bisect.bisect(ends, rng.random() * ends[-1])]
-    requirement = sample_requirement(rng, tag, split=options.prompts)
+    requirement = sample_requirement(
+        rng, tag, split=options.prompts, world=world_named(options.world)
+    )
     return _write(rng, requirement, options, paint)
 
 
@@ -120,7 +137,7 @@ def build_trajectory(
       DataError: the prompt is held out and `options.prompts` is "train", or it cannot be laid out.
     """
     if options.prompts == "train" and requirement["tag"] in HELD_OUT_TAGS:
-        if held_out(requirement["prompt"]):
+        if held_out(requirement["prompt"], world_named(options.world)):
             raise DataError(
                 f"{requirement['prompt']!r} is held out and must not be trained on; use "
                 "prompts='held_out' for evaluation"
@@ -131,6 +148,7 @@ def build_trajectory(
 def _write(
     rng: np.random.Generator, requirement: Requirement, options: StrokesOptions, paint: bool
 ) -> Trajectory:
+    world = world_named(options.world)
     story = script.write(
         rng,
         wanted(requirement),
@@ -138,6 +156,7 @@ def _write(
         split=options.split,
         shuffle=options.shuffle,
         max_steps=options.max_steps,
+        world=world,
     )
     fault = None
     chance = rng.random()
@@ -150,10 +169,10 @@ def _write(
     for i, beat in enumerate(story.beats):
         plan = plan_text(beat.instruction, phrases.describe(list(beat.after.values())))
         if fault is not None and fault.step == i:
-            steps.append(_faulty_step(fault, plan, beat.after, see, paint))
+            steps.append(_faulty_step(fault, plan, beat.after, see, paint, world))
         else:
             inspection = approve(story, beat.after, see)
-            steps.append(Step(plan, _picture(beat.after, paint), inspection))
+            steps.append(Step(plan, _picture(beat.after, paint, world), inspection))
     return Trajectory(
         prompt=requirement["prompt"],
         steps=tuple(steps),
@@ -162,14 +181,18 @@ def _write(
     )
 
 
-def _picture(canvas: Canvas, paint: bool) -> Image:
-    return render(Scene(tuple([item for item, _ in canvas.values()]))) if paint else _BLANK
+def _picture(canvas: Canvas, paint: bool, world: World) -> Image:
+    if not paint:
+        return _blank(world)
+    return render(Scene(tuple([item for item, _ in canvas.values()]), world))
 
 
-def _faulty_step(fault: faults.Fault, plan: str, right: Canvas, see: bool, paint: bool) -> Step:
+def _faulty_step(
+    fault: faults.Fault, plan: str, right: Canvas, see: bool, paint: bool, world: World
+) -> Step:
     seen = phrases.seen([item for item, _ in fault.canvas.values()]) + " " if see else ""
     order = f"<refine>{fault.command}</refine>"
-    sketch, refined = _picture(fault.canvas, paint), _picture(right, paint)
+    sketch, refined = _picture(fault.canvas, paint, world), _picture(right, paint, world)
     if fault.instruction is None:
         verdict = f"{phrases.FITS_PROMPT} {phrases.NO_FIT_INSTRUCTION} {fault.why}."
         return Step(plan, sketch, f"{seen}{verdict} {order}", None, refined)

@@ -9,6 +9,7 @@ item, so the group a relation refers to comes first: "a square left of a red cir
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import zlib
@@ -18,7 +19,15 @@ from typing import Any
 import numpy as np
 
 from process_gen.core.errors import DataError
-from process_gen.strokes.scene import COLOR_NAMES, COLORS, INVERSE, RELATIONS, SHAPES
+from process_gen.strokes.scene import (
+    COLOR_NAMES,
+    COLORS,
+    DEPTHS,
+    EASY,
+    INVERSE,
+    RELATIONS,
+    World,
+)
 
 Requirement = dict[str, Any]
 Group = tuple[int, str | None, str]  # count, colour, shape
@@ -32,20 +41,22 @@ TAGS = (
     "color_attr",
     "complex",
 )
+_LAYERED = 1 / 3  # share of `position` and `complex` prompts about depth, in a layered world
 HELD_OUT_TAGS = ("position", "color_attr", "complex")
-NUMBERS = ("no", "a", "two", "three", "four", "five")
+NUMBERS = ("no", "a", "two", "three", "four", "five", "six", "seven", "eight")
 
-_RELATION = re.compile(r" (left of|right of|above|below) ")
-_GROUP = re.compile(
-    rf"(?P<number>an?|two|three|four) (?:(?P<color>{'|'.join(COLORS)}) )?"
-    rf"(?P<shape>{'|'.join(SHAPES)})(?P<plural>s?)"
-)
-# How many objects a `complex` prompt has in each of its two or three groups: 3 to 5 in all, at most
-# three in one group.
-_TWO_GROUPS = tuple((a, b) for a in (1, 2, 3) for b in (1, 2, 3) if 3 <= a + b <= 5)
-_THREE_GROUPS = tuple(
-    (a, b, c) for a in (1, 2, 3) for b in (1, 2, 3) for c in (1, 2, 3) if a + b + c <= 5
-)
+
+@functools.cache
+def _patterns(world: World) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """A relation between groups, and a group."""
+    numbers = "|".join(("an?", *(NUMBERS[n] for n in world.numbers)))
+    return (
+        re.compile(rf" ({'|'.join(world.relations)}) "),
+        re.compile(
+            rf"(?P<number>{numbers}) (?:(?P<color>{'|'.join(COLORS)}) )?"
+            rf"(?P<shape>{'|'.join(world.shapes)})(?P<plural>s?)"
+        ),
+    )
 
 
 def pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
@@ -92,9 +103,9 @@ def requirement(tag: str, groups: Sequence[Group], relation: str | None = None) 
     return {"tag": tag, "include": include, "exclude": exclude, "prompt": prompt}
 
 
-def _two_shapes(rng: np.random.Generator) -> tuple[str, str]:
-    first = int(rng.random() * 4)
-    return SHAPES[first], SHAPES[(first + 1 + int(rng.random() * 3)) % 4]
+def _two_shapes(rng: np.random.Generator, shapes: Sequence[str]) -> tuple[str, str]:
+    first, n = int(rng.random() * len(shapes)), len(shapes)
+    return shapes[first], shapes[(first + 1 + int(rng.random() * (n - 1))) % n]
 
 
 def _two_colors(rng: np.random.Generator) -> tuple[str, str]:
@@ -102,29 +113,32 @@ def _two_colors(rng: np.random.Generator) -> tuple[str, str]:
     return COLOR_NAMES[first], COLOR_NAMES[(first + 1 + int(rng.random() * 6)) % 7]
 
 
-def _draw(rng: np.random.Generator, tag: str) -> Requirement:
+def _draw(rng: np.random.Generator, tag: str, world: World) -> Requirement:
+    shapes = world.shapes
+    if world.layered and tag in ("position", "complex") and rng.random() < _LAYERED:
+        return _draw_layered(rng, tag, world)
     if tag == "single_object":
-        return requirement(tag, [(1, None, pick(rng, SHAPES))])
+        return requirement(tag, [(1, None, pick(rng, shapes))])
     if tag == "colors":
-        return requirement(tag, [(1, pick(rng, COLOR_NAMES), pick(rng, SHAPES))])
+        return requirement(tag, [(1, pick(rng, COLOR_NAMES), pick(rng, shapes))])
     if tag == "counting":
-        return requirement(tag, [(pick(rng, (2, 3, 4)), None, pick(rng, SHAPES))])
+        return requirement(tag, [(pick(rng, world.counting), None, pick(rng, shapes))])
     if tag == "two_object":
-        return requirement(tag, [(1, None, shape) for shape in _two_shapes(rng)])
+        return requirement(tag, [(1, None, shape) for shape in _two_shapes(rng, shapes)])
     if tag == "color_attr":
-        pairs = zip(_two_colors(rng), _two_shapes(rng), strict=True)
+        pairs = zip(_two_colors(rng), _two_shapes(rng, shapes), strict=True)
         return requirement(tag, [(1, color, shape) for color, shape in pairs])
     if tag == "position":
         groups = [
             (1, pick(rng, COLOR_NAMES) if rng.random() < 0.5 else None, shape)
-            for shape in _two_shapes(rng)
+            for shape in _two_shapes(rng, shapes)
         ]
         return requirement(tag, groups, pick(rng, RELATIONS))
     if tag == "complex":
-        counts = pick(rng, _TWO_GROUPS if rng.random() < 0.5 else _THREE_GROUPS)
+        counts = pick(rng, world.groups[int(rng.random() * len(world.groups))])
         kinds: list[tuple[str, str]] = []
         while len(kinds) < len(counts):
-            kind = (pick(rng, COLOR_NAMES), pick(rng, SHAPES))
+            kind = (pick(rng, COLOR_NAMES), pick(rng, shapes))
             if kind not in kinds:
                 kinds.append(kind)
         groups = [(count, *kind) for count, kind in zip(counts, kinds, strict=True)]
@@ -132,29 +146,67 @@ def _draw(rng: np.random.Generator, tag: str) -> Requirement:
     raise DataError(f"unknown tag {tag!r}; one of {', '.join(TAGS)}")
 
 
-def canonical(prompt: str) -> str:
+def _draw_layered(rng: np.random.Generator, tag: str, world: World) -> Requirement:
+    """One thing in front of another, and in `complex` more groups."""
+    layers = [[k.name for k in world.kinds if bool(k.layer) == front] for front in (True, False)]
+    shapes, colors = [pick(rng, layer) for layer in layers], _two_colors(rng)
+    relation = pick(rng, DEPTHS)
+    kinds = list(zip(colors, shapes, strict=True))
+    if relation == "behind":
+        kinds.reverse()
+    if tag == "position":
+        bare = [None if rng.random() < 0.5 else color for color, _ in kinds]
+        groups = [(1, color, shape) for color, (_, shape) in zip(bare, kinds, strict=True)]
+        return requirement(tag, groups, relation)
+    pairs = [entry for pool in world.groups for entry in pool if entry[:2] == (1, 1)]
+    counts = pick(rng, pairs)
+    while len(kinds) < len(counts):
+        kind = (pick(rng, COLOR_NAMES), pick(rng, world.shapes))
+        if kind not in kinds:
+            kinds.append(kind)
+    return requirement(tag, [(n, *kind) for n, kind in zip(counts, kinds, strict=True)], relation)
+
+
+def _possible(drawn: Requirement, world: World) -> bool:
+    """Whether what lies in front can: one thing of a higher layer, of another colour."""
+    if not world.layered or "position" not in drawn["include"][min(1, len(drawn["include"]) - 1)]:
+        return True
+    other, item = drawn["include"][:2]
+    relation = item["position"][0]
+    if relation not in DEPTHS:
+        return True
+    front, back = (item, other) if relation == DEPTHS[0] else (other, item)
+    return (
+        front["count"] == back["count"] == 1
+        and world.kind[front["class"]].layer > world.kind[back["class"]].layer
+        and ("color" not in front or front["color"] != back.get("color"))
+    )
+
+
+def canonical(prompt: str, world: World = EASY) -> str:
     """One spelling for prompts that ask for the same thing.
 
-    "A right of B" becomes "B left of A", "A below B" becomes "B above A" (a third group stays
-    last), and the groups of "A and B" are sorted.
+    "A right of B" becomes "B left of A", "A below B" "B above A", "A behind B" "B in front of A" (a
+    third group stays last), and the groups of "A and B" are sorted.
     """
-    match = _RELATION.search(prompt)
+    match = _patterns(world)[0].search(prompt)
     if match is None:
         return " and ".join(sorted(prompt.split(" and ")))
     first, relation, rest = prompt[: match.start()], match[1], prompt[match.end() :]
     second, joint, third = rest.partition(" and ")
-    if relation in ("right of", "below"):
+    if relation in ("right of", "below", "behind"):
         first, relation, second = second, INVERSE[relation], first
     return f"{first} {relation} {second}{joint}{third}"
 
 
-def _hash_is_held_out(prompt: str) -> bool:
-    return zlib.crc32(canonical(prompt).encode()) % 10 == 0
+def _hash_is_held_out(prompt: str, world: World) -> bool:
+    return zlib.crc32(canonical(prompt, world).encode()) % 10 == 0
 
 
-def parse(prompt: str) -> Requirement | None:
+def parse(prompt: str, world: World = EASY) -> Requirement | None:
     """The requirement that a prompt in one of the templates states; None for any other text."""
-    match = _RELATION.search(prompt)
+    joining, group = _patterns(world)
+    match = joining.search(prompt)
     relation = match[1] if match else None
     parts = (
         [prompt[: match.start()], *prompt[match.end() :].split(" and ")]
@@ -163,7 +215,7 @@ def parse(prompt: str) -> Requirement | None:
     )
     groups: list[Group] = []
     for part in parts:
-        found = _GROUP.fullmatch(part)
+        found = group.fullmatch(part)
         if found is None:
             return None
         number = found["number"]
@@ -171,18 +223,21 @@ def parse(prompt: str) -> Requirement | None:
         groups.append((count, found["color"], found["shape"]))
         if phrase(*groups[-1]) != part:
             return None
-    tag = _tag_of(groups, relation)
-    return requirement(tag, groups, relation) if tag else None
+    tag = _tag_of(groups, relation, world)
+    if tag is None:
+        return None
+    stated = requirement(tag, groups, relation)
+    return stated if _possible(stated, world) else None
 
 
-def _tag_of(groups: list[Group], relation: str | None) -> str | None:
+def _tag_of(groups: list[Group], relation: str | None, world: World) -> str | None:
     counts = [count for count, _, _ in groups]
     colors = [color for _, color, _ in groups]
     shapes = {shape for _, _, shape in groups}
     if relation is None:
         if len(groups) == 1:
             if counts[0] > 1:
-                return "counting" if colors[0] is None else None
+                return "counting" if colors[0] is None and counts[0] in world.counting else None
             return "colors" if colors[0] else "single_object"
         if counts == [1, 1] and len(shapes) == 2:
             if colors == [None, None]:
@@ -193,17 +248,21 @@ def _tag_of(groups: list[Group], relation: str | None) -> str | None:
     if counts == [1, 1]:
         return "position" if len(shapes) == 2 else None
     kinds = {(color, shape) for _, color, shape in groups}
-    fits = len(groups) in (2, 3) and 3 <= sum(counts) <= 5 and max(counts) <= 3
+    fits = any(tuple(counts) in pool for pool in world.groups)
     return "complex" if fits and all(colors) and len(kinds) == len(groups) else None
 
 
-def held_out(prompt: str) -> bool:
+def held_out(prompt: str, world: World = EASY) -> bool:
     """Whether a prompt must never be trained on (docs/strokes.md); False for foreign text."""
-    stated = parse(prompt)
-    return stated is not None and stated["tag"] in HELD_OUT_TAGS and _hash_is_held_out(prompt)
+    stated = parse(prompt, world)
+    if stated is None or stated["tag"] not in HELD_OUT_TAGS:
+        return False
+    return _hash_is_held_out(prompt, world)
 
 
-def sample_requirement(rng: np.random.Generator, tag: str, *, split: str = "train") -> Requirement:
+def sample_requirement(
+    rng: np.random.Generator, tag: str, *, split: str = "train", world: World = EASY
+) -> Requirement:
     """Draws a prompt of a tag.
 
     Args:
@@ -211,6 +270,7 @@ def sample_requirement(rng: np.random.Generator, tag: str, *, split: str = "trai
       tag: one of `TAGS`.
       split: "train" never gives a held-out prompt; "held_out" gives only such for `HELD_OUT_TAGS`
         and any prompt for the other tags, which have too few to hold some out.
+      world: that it is about.
 
     Raises:
       DataError: an unknown tag or split.
@@ -218,12 +278,14 @@ def sample_requirement(rng: np.random.Generator, tag: str, *, split: str = "trai
     if split not in ("train", "held_out"):
         raise DataError(f"unknown split {split!r}; 'train' or 'held_out'")
     while True:
-        drawn = _draw(rng, tag)
-        if tag not in HELD_OUT_TAGS or _hash_is_held_out(drawn["prompt"]) == (split == "held_out"):
+        drawn = _draw(rng, tag, world)
+        if tag not in HELD_OUT_TAGS:
+            return drawn
+        if _hash_is_held_out(drawn["prompt"], world) == (split == "held_out"):
             return drawn
 
 
-def held_out_requirements(tag: str, n: int, seed: int) -> list[Requirement]:
+def held_out_requirements(tag: str, n: int, seed: int, world: World = EASY) -> list[Requirement]:
     """The `n` prompts that a tag is scored on: held out, or for the small tags freshly drawn.
 
     Prompts repeat only where the tag has fewer than `n` of them.
@@ -233,7 +295,7 @@ def held_out_requirements(tag: str, n: int, seed: int) -> list[Requirement]:
     seen: set[str] = set()
     misses = 0
     while len(found) < n:
-        drawn = sample_requirement(rng, tag, split="held_out")
+        drawn = sample_requirement(rng, tag, split="held_out", world=world)
         if drawn["prompt"] in seen and misses < 200:
             misses += 1
             continue
@@ -248,7 +310,7 @@ def held_out_requirements(tag: str, n: int, seed: int) -> list[Requirement]:
 # ---- metadata lines ------------------------------------------------------------------------------
 
 
-def check(record: Any, where: str = "requirement") -> Requirement:
+def check(record: Any, where: str = "requirement", world: World = EASY) -> Requirement:
     """Checks one decoded metadata line and fills in what GenEval leaves out.
 
     Raises:
@@ -271,15 +333,15 @@ def check(record: Any, where: str = "requirement") -> Requirement:
     for field, items in (("include", include), ("exclude", exclude)):
         for i, item in enumerate(items):
             name = f"'{field}'[{i}]"
-            if not isinstance(item, Mapping) or not _one_of(item.get("class"), SHAPES):
-                fail(f"{name} must be an object whose 'class' is one of {', '.join(SHAPES)}")
+            if not isinstance(item, Mapping) or not _one_of(item.get("class"), world.shapes):
+                fail(f"{name} must be an object whose 'class' is one of {', '.join(world.shapes)}")
             count = item.get("count", 1)
             if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= 9:
                 fail(f"{name}: 'count' must be a whole number from 1 to 9, got {count!r}")
             if "color" in item and not _one_of(item["color"], COLORS):
                 fail(f"{name}: 'color' must be one of {', '.join(COLORS)}, got {item['color']!r}")
             if "position" in item:
-                _check_position(item["position"], i, len(items), name, fail)
+                _check_position(item["position"], i, len(items), world.relations, name, fail)
     return {
         **record,
         "include": [{"count": 1, **item} for item in include],
@@ -291,11 +353,13 @@ def _one_of(value: Any, names: Container[str]) -> bool:
     return isinstance(value, str) and value in names
 
 
-def _check_position(position: Any, own: int, total: int, name: str, fail: Any) -> None:
+def _check_position(
+    position: Any, own: int, total: int, relations: Sequence[str], name: str, fail: Any
+) -> None:
     good = (
         isinstance(position, list)
         and len(position) == 2
-        and _one_of(position[0], RELATIONS)
+        and _one_of(position[0], relations)
         and isinstance(position[1], int)
         and 0 <= position[1] < total
         and position[1] != own
@@ -303,7 +367,7 @@ def _check_position(position: Any, own: int, total: int, name: str, fail: Any) -
     if not good:
         fail(
             f"{name}: 'position' must be [relation, index of another item] with a relation of "
-            f"{', '.join(RELATIONS)}; got {position!r}"
+            f"{', '.join(relations)}; got {position!r}"
         )
 
 

@@ -21,7 +21,7 @@ from process_gen.strokes.layout import (
     recolored,
 )
 from process_gen.strokes.prompts import pick
-from process_gen.strokes.scene import COLOR_NAMES, NUM_CELLS, SHAPES, SceneObject, cells_related
+from process_gen.strokes.scene import COLOR_NAMES, EASY, SceneObject, World, fits
 
 Canvas = dict[int, tuple[SceneObject, bool]]  # object by number, and whether it is a placeholder
 
@@ -52,11 +52,13 @@ class Story:
       groups: what the prompt asks for.
       group_of: group of every object's number; absent for objects that nobody asked for.
       beats: the steps.
+      world: where it is set.
     """
 
     groups: list[Wanted]
     group_of: dict[int, int]
     beats: list[Beat]
+    world: World = EASY
 
     def remaining(self, canvas: Canvas) -> list[int]:
         """How many objects of every group are not on the canvas yet; placeholders do not count."""
@@ -95,6 +97,7 @@ def write(
     split: float,
     shuffle: float,
     max_steps: int,
+    world: World = EASY,
 ) -> Story:
     """Draws a final scene and a way to paint it.
 
@@ -105,11 +108,12 @@ def write(
       split: probability that a group of three or more is painted over two steps.
       shuffle: probability that the groups are not painted in the order of the prompt.
       max_steps: longest script; detours and splits that would exceed it are not taken.
+      world: where the scene is.
     """
     final: dict[int, SceneObject] = {}
     group_of: dict[int, int] = {}
     members: list[list[int]] = []
-    for index, objects in enumerate(draw_objects(rng, groups)):
+    for index, objects in enumerate(draw_objects(rng, groups, world)):
         numbers = list(range(len(final), len(final) + len(objects)))
         members.append(numbers)
         final.update(zip(numbers, objects, strict=True))
@@ -127,7 +131,7 @@ def write(
             spare -= 1
         else:
             script.append(("add", numbers))
-    story = Story(groups, group_of, [])
+    story = Story(groups, group_of, [], world)
     draft = _Draft(script, final, dict(final), set())
     if len(final) > 1 and rng.random() < diversify:
         for detour in shuffled(rng, (_remove, _replace, _recolor, _swap)):
@@ -135,8 +139,8 @@ def write(
             if varied is not None and len(varied.script) <= max_steps:
                 beats = _replay(varied)
                 if all(_consistent(story, beat.after) for beat in beats):
-                    return Story(groups, group_of, beats)
-    return Story(groups, group_of, _replay(draft))
+                    return Story(groups, group_of, beats, world)
+    return Story(groups, group_of, _replay(draft), world)
 
 
 def _replay(draft: _Draft) -> list[Beat]:
@@ -169,13 +173,15 @@ def _replay(draft: _Draft) -> list[Beat]:
 
 
 def _consistent(story: Story, canvas: Canvas) -> bool:
-    """Whether no two painted groups stand in the wrong relation."""
+    """Whether no two painted groups stand in the wrong relation, and all can be told apart."""
+    if story.world.layered and not fits(item for item, _ in canvas.values()):
+        return False
     cells: list[list[int]] = [[] for _ in story.groups]
     for number, (item, placeholder) in canvas.items():
         if not placeholder:
             cells[story.group_of[number]].append(item.cell)
     return all(
-        cells_related(a, group.relation, b)
+        story.world.cells_related(a, group.relation, b)
         for own, group in zip(cells, story.groups, strict=True)
         if group.relation is not None and group.target is not None
         for a in own
@@ -189,7 +195,7 @@ def _consistent(story: Story, canvas: Canvas) -> bool:
 def _foreign_kind(rng: np.random.Generator, story: Story) -> tuple[str, str]:
     """A colour and shape that cannot be mistaken for something the prompt asks for."""
     while True:
-        color, shape = pick(rng, COLOR_NAMES), pick(rng, SHAPES)
+        color, shape = pick(rng, COLOR_NAMES), pick(rng, story.world.shapes)
         if not story.asks_for(color, shape):
             return color, shape
 
@@ -197,10 +203,10 @@ def _foreign_kind(rng: np.random.Generator, story: Story) -> tuple[str, str]:
 def _remove(rng: np.random.Generator, story: Story, draft: _Draft) -> _Draft | None:
     """Paints something nobody asked for, and takes it away later."""
     used = {item.cell for item in draft.final.values()}
-    free = [cell for cell in range(NUM_CELLS) if cell not in used]
+    free = [cell for cell in range(story.world.num_cells) if cell not in used]
     color, shape = _foreign_kind(rng, story)
     number = len(draft.final)
-    extra = draw_object(rng, shape, color, pick(rng, free))
+    extra = draw_object(rng, shape, color, pick(rng, free), story.world)
     script = list(draft.script)
     first = int(rng.random() * len(script))
     script.insert(first, ("add", [number]))
@@ -253,6 +259,8 @@ def _swap(rng: np.random.Generator, story: Story, draft: _Draft) -> _Draft | Non
         return None
     early, late = sorted(shuffled(rng, singles)[:2])
     a, b = draft.script[early][1][0], draft.script[late][1][0]
+    if draft.final[a].cell == draft.final[b].cell:
+        return None
     start = dict(draft.start)
     start[a], start[b] = (
         at(draft.final[a], draft.final[b].cell),
