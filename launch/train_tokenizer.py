@@ -8,8 +8,8 @@ phrases are one token each.
 
 The same code gives the same bytes; Strokes texts of another version give other ids. The committed
 `process_gen/data/assets/strokes_tokenizer.json` therefore stays as it is while it covers the words
-of that world: checkpoints mean its ids and refuse another file. The same holds for
-`strokes_hard_tokenizer.json`, that of the hard world. Takes about two seconds.
+of that world: checkpoints mean its ids and refuse another file. There is no such file for the hard
+world: make one, and name it in `data.tokenizer`. Takes about two seconds, the hard world longer.
 """
 
 from __future__ import annotations

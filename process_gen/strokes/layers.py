@@ -48,6 +48,8 @@ class _Sprites(NamedTuple):
     """Sprites of one layer as rows: float32[n, pixels], with kind and centre."""
 
     cover: np.ndarray
+    squared: np.ndarray
+    norm: np.ndarray  # of each row, squared
     meaning: list[tuple[str, float, float]]
 
 
@@ -75,7 +77,9 @@ def _sprites(world: World, layer: int) -> _Sprites:
             for picture in (sprite, blur @ sprite @ blur.T):
                 rows.append(picture.ravel())
                 meaning.append((kind.name, x, y))
-    return _Sprites(np.stack(rows).astype(np.float32), meaning)
+    cover = np.stack(rows).astype(np.float32)
+    squared = cover**2
+    return _Sprites(cover, squared, squared.sum(1), meaning)
 
 
 class _Best(NamedTuple):
@@ -88,34 +92,38 @@ class _Best(NamedTuple):
 def _single(pixels: np.ndarray, energy: float, sprites: _Sprites, layer: int) -> _Best:
     along_PxC = pixels @ _DIRECTIONS.T
     match_NxC = sprites.cover @ along_PxC
-    norm_NxC = (sprites.cover**2).sum(1)[:, None] * _LENGTHS2
+    norm_NxC = sprites.norm[:, None] * _LENGTHS2
     strength_NxC = np.clip(match_NxC / norm_NxC, 0.75, 1.1)
     left_NxC = energy - 2 * strength_NxC * match_NxC + strength_NxC**2 * norm_NxC
     sprite, color = np.unravel_index(int(left_NxC.argmin()), left_NxC.shape)
     return _Best(float(left_NxC[sprite, color]), ((layer, int(sprite), int(color)),))
 
 
+@functools.cache
+def _pair_plane(front_color: int, back_color: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of two colours in a pixel, and the projection off the plane that they span."""
+    pair_2x3 = _DIRECTIONS[[front_color, back_color]].astype(np.float64)
+    inverse_3x2 = np.linalg.pinv(pair_2x3)
+    return inverse_3x2.astype(np.float32), np.eye(3) - inverse_3x2 @ pair_2x3
+
+
 def _pair(
     pixels: np.ndarray, front: _Sprites, back: _Sprites, front_color: int, back_color: int
 ) -> _Best:
     """The best front of one colour over the best back of another."""
-    pair_2x3 = _DIRECTIONS[[front_color, back_color]]
-    share_Px2 = np.clip(pixels @ np.linalg.pinv(pair_2x3), 0.0, 1.1).astype(np.float32)
-    misfit_N = (front.cover**2).sum(1) - 2 * front.cover @ share_Px2[:, 0]
-    best = _Best(np.inf, ())
-    squared = back.cover**2
-    for candidate in np.argsort(misfit_N)[:_FRONTS].tolist():
-        cover_P = front.cover[candidate]
-        rest_Px3 = pixels - cover_P[:, None] * pair_2x3[0]
-        seen_P = 1.0 - cover_P
-        match_N = back.cover @ (seen_P * (rest_Px3 @ pair_2x3[1]))
-        norm_N = squared @ (seen_P * seen_P) * _LENGTHS2[back_color]
-        left_N = float((rest_Px3**2).sum()) - 2 * match_N + norm_N
-        chosen = int(left_N.argmin())
-        if left_N[chosen] < best.left:
-            objects = ((1, candidate, front_color), (0, chosen, back_color))
-            best = _Best(float(left_N[chosen]), objects)
-    return best
+    front_3, back_3 = _DIRECTIONS[front_color], _DIRECTIONS[back_color]
+    inverse_3x2, _ = _pair_plane(front_color, back_color)
+    share_P = np.clip(pixels @ inverse_3x2[:, 0], 0.0, 1.1)
+    candidates_F = np.argsort(front.norm - 2 * front.cover @ share_P)[:_FRONTS]
+    cover_FxP = front.cover[candidates_F]
+    rest_FxPx3 = pixels - cover_FxP[..., None] * front_3
+    seen_FxP = 1.0 - cover_FxP
+    match_NxF = back.cover @ (seen_FxP * (rest_FxPx3 @ back_3)).T
+    norm_NxF = back.squared @ (seen_FxP * seen_FxP).T * _LENGTHS2[back_color]
+    left_NxF = (rest_FxPx3**2).sum((1, 2)) - 2 * match_NxF + norm_NxF
+    chosen, nearest = np.unravel_index(int(left_NxF.argmin()), left_NxF.shape)
+    objects = ((1, int(candidates_F[nearest]), front_color), (0, int(chosen), back_color))
+    return _Best(float(left_NxF[chosen, nearest]), objects)
 
 
 def read_cell(difference: np.ndarray, world: World, center: tuple[float, float]) -> CellReading:
@@ -142,10 +150,15 @@ def read_cell(difference: np.ndarray, world: World, center: tuple[float, float])
     if best.left > 0.02 * energy:
         counts = np.bincount(color_P[strong_P], minlength=len(COLOR_NAMES))
         likely = [int(c) for c in np.argsort(-counts)[:3] if counts[c] >= 4]
+        moments_3x3 = pixels.T @ pixels
+        enough = min(BETTER * best.left, UNEXPLAINED * energy)
         for front, back in itertools.permutations(likely, 2):
+            # No pair can leave less than what lies off the plane of its colours.
+            if float((_pair_plane(front, back)[1] * moments_3x3).sum()) > enough:
+                continue
             both = _pair(pixels, layers[1], layers[0], front, back)
-            if both.left < min(best.left if len(best.objects) > 1 else BETTER * best.left, np.inf):
-                best = both
+            if both.left < enough:
+                best, enough = both, both.left
     if best.left > UNEXPLAINED * energy:
         return CellReading((), mass)
     found = []
