@@ -17,6 +17,7 @@ writes them in the background and makes a step visible only when it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -104,6 +105,7 @@ class CheckpointManager:
         )
         self._restored_as: Restore = "latest"
         self._writing: int | None = None
+        self._response: Any = None  # of orbax to the save that is being written
         self._failure: str | None = None  # of the newest save
         self._failed = 0
         if jax.process_index() == 0:
@@ -177,7 +179,7 @@ class CheckpointManager:
         parts = {name: tree for name, tree in trees.items() if tree is not None}
         self._writing = step
         try:
-            self._checkpointer.save_checkpointables_async(
+            self._response = self._checkpointer.save_checkpointables_async(
                 step,
                 {**parts, "data": dict(data), "meta": facts},
                 force=True,
@@ -244,9 +246,14 @@ class CheckpointManager:
 
     def wait(self) -> None:
         """Waits until the last save is over; one that failed is reported."""
+        response, self._response = self._response, None
         try:
+            if response is not None:
+                response.result()  # else its thread and three open files would stay
             self._checkpointer.wait()
         except Exception as error:  # whatever a storage library raises
+            with contextlib.suppress(Exception):  # orbax says it to each who waits
+                self._checkpointer.wait()
             self._report(error)
         else:
             if self._writing is not None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import jax
@@ -253,6 +255,18 @@ def test_a_save_that_fails_keeps_the_old_ones_and_the_run(tmp_path, monkeypatch,
         disk.on = False
         checkpoints.save(3, make_trees(3), {"next_index": 9}, {})
     assert restore(tmp_path)[0] == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts open files in /proc")
+def test_saves_leave_no_open_files_and_no_threads(tmp_path):
+    """Found by the soak: three files and a thread a save."""
+    counts = []
+    with manager.CheckpointManager(tmp_path, make_config()) as checkpoints:
+        for step in range(1, 9):
+            checkpoints.save(step, make_trees(step), {}, {})
+            checkpoints.wait()
+            counts.append((len(os.listdir("/proc/self/fd")), threading.active_count()))
+    assert counts[-1][0] <= counts[1][0] + 2 and counts[-1][1] <= counts[1][1] + 2, counts
 
 
 def test_a_run_whose_last_save_failed_says_so(tmp_path, monkeypatch):
