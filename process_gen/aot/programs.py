@@ -32,7 +32,7 @@ class Program(NamedTuple):
     """What is to be compiled, and what is known of it beforehand.
 
     Attributes:
-      jitted: has a method `lower`.
+      jitted: of `jax.jit`.
       arguments: of it; arrays are `jax.ShapeDtypeStruct`s with shardings.
       parts: the arguments that lie in a device's memory, by name.
       model_flops: of one run on all devices, padding and what is computed again left out.
@@ -104,9 +104,13 @@ def denoise(config: Config, mesh: Mesh) -> Program:
     side = programs.size[0] // programs.codec.side
     one = flops.velocity(side * side, sampler.max_context)
     work = one * (sampler.batch * sampler.denoise_steps * (1 + guided))
+
+    def run(weights: Weights, pool: Pool, rows: Rows, scale: Any) -> Any:
+        return programs.denoise(weights, pool, rows, guided, sampler.denoise_steps, scale)
+
     return Program(
-        _Bound(type(programs).denoise, programs),
-        (weights, pool, rows, guided, sampler.denoise_steps, sampler.guidance),
+        jax.jit(run),
+        (weights, pool, rows, sampler.guidance),
         {"parameters": weights, "cache": pool},
         model_flops=sum(flops.forward(model, work).values()),
         recomputed_flops=0,
@@ -123,7 +127,7 @@ def decode(config: Config, mesh: Mesh) -> Program:
     sampler = config.sampler
     work = flops.written_token(sampler.max_context) * (sampler.batch * sampler.max_text)
     return Program(
-        _Bound(type(programs).write_text, programs),
+        jax.jit(programs.write_text, donate_argnums=1),
         (weights, pool, rows),
         {"parameters": weights, "cache": pool},
         model_flops=sum(flops.forward(config.model, work).values()),
@@ -137,16 +141,6 @@ PROGRAMS: Mapping[str, Callable[[Config, Mesh], Program]] = {
     "denoise": denoise,
     "decode": decode,
 }
-
-
-class _Bound:
-    """A jitted method and its object, which is a static argument."""
-
-    def __init__(self, method: Any, owner: Programs):
-        self._method, self._owner = method, owner
-
-    def lower(self, *arguments: Any) -> Any:
-        return self._method.lower(self._owner, *arguments)
 
 
 def _painting(config: Config, mesh: Mesh) -> tuple[Programs, Weights, Pool, Rows]:

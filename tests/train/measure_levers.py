@@ -20,16 +20,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import topologies
 
+from process_gen.aot import programs
+from process_gen.aot.full_pack import full_pack
+from process_gen.aot.topology import describe
 from process_gen.core import configs
-from process_gen.core.batch import NO_COPY, NO_LABEL, PackedBatch, Place
 from process_gen.core.configs import Config
 from process_gen.models import functional
 from process_gen.sharding import rules
 from process_gen.sharding.mesh import make_mesh
-from process_gen.train import loop, optimizer, step
+from process_gen.train import optimizer
 from process_gen.train import state as state_lib
 
 BASE = {
@@ -74,81 +74,41 @@ def config_of(changes: Mapping[str, Any]) -> Config:
     return configs.from_mapping(mapping)
 
 
-def batch_of(config: Config) -> PackedBatch:
-    """A full batch: every row one trajectory of causal text, then pictures."""
-    data, model = config.data, config.model
-    rng = np.random.default_rng(0)
-
-    def numbers(count: int, below: int) -> np.ndarray:
-        return rng.integers(0, below, (data.rows, count), np.int32)
-
-    def bytes_of(count: int, features: int) -> np.ndarray:
-        return rng.integers(0, 256, (data.rows, count, features), np.uint8)
-
-    def place(count: int, start: int, together: bool) -> Place:
-        order = np.full(count, start) if together else start + np.arange(count)
-        order = np.broadcast_to(order, (data.rows, count)).astype(np.int32)
-        return Place(order, order, np.full_like(order, 10**6), order)
-
-    t, v, g = data.text_len, data.und_len, data.gen_len
-    stage = np.ones((data.rows, t), np.int32)
-    return PackedBatch(
-        place(t, 0, False), place(v, t, True), place(g, t + 1, True),
-        numbers(t, model.vocab_size), numbers(t, model.vocab_size), stage,
-        bytes_of(v, model.und_features), numbers(v, model.und_grid**2),
-        np.full((data.rows, v), NO_COPY, np.int32),
-        bytes_of(g, model.latent_features), numbers(g, model.latent_grid**2),
-        np.zeros((data.rows, g), np.int32), np.full((data.rows, g), 2, np.int32),
-    )._replace(label_stage_BxT=np.where(stage > 0, stage, NO_LABEL))  # fmt: skip
-
-
-def megabytes(tree: Any) -> float:
-    """Of a tree of shapes, on one device and not in the host's memory."""
-    leaves = [x for x in jax.tree.leaves(tree) if x.sharding.memory_kind != "pinned_host"]
-    return sum(x.size * x.dtype.itemsize for x in leaves) / 1e6
-
-
 def measure(config: Config, devices: list[jax.Device], donate: bool, steps: int) -> list[str]:
     """A row of the table: compiles, and runs where `steps` asks for it."""
     mesh = make_mesh(config.mesh, devices)
-    fns = functional.build(config.model)
-    rule, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
-    whole = rules.batch_sharding(mesh)
-    batch = batch_of(config)
+    program = programs.train(config, mesh)
+    jitted = program.jitted if donate else jax.jit(program.jitted.__wrapped__)
     with jax.set_mesh(mesh):
-        state = state_lib.abstract_state(fns, rule, 100, mesh)
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), batch
-        )
-        train_step = step.make_train_step(fns, rule, schedule, config)
-        jitted = loop.jit_step(train_step, state) if donate else jax.jit(train_step)
-        key = jax.eval_shape(lambda: jax.random.key(0))
         started = time.perf_counter()
-        compiled = jitted.lower(state, shapes, key).compile()
+        compiled = jitted.lower(*program.arguments).compile()
         took = time.perf_counter() - started
-        found = compiled.memory_analysis()
-        parts = [megabytes(part) for part in (state.params, state.opt_state, state.ema)]
-        kept = found.output_size_in_bytes - found.alias_size_in_bytes
-        temporary = (found.temp_size_in_bytes + kept) / 1e6
-        row = [*parts, temporary, sum(parts) + temporary, took]
-        cells = [f"{value:,.0f}" for value in row]
-        if steps:
-            cells.append(f"{1e3 * seconds_a_step(compiled, fns, rule, mesh, batch, steps):,.0f}")
+    found = compiled.memory_analysis()
+    state = ("parameters", "optimizer", "ema")
+    parts = [programs.shard_bytes(program.parts[name]) / 1e6 for name in state]
+    kept = found.output_size_in_bytes - found.alias_size_in_bytes
+    temporary = (found.temp_size_in_bytes + kept) / 1e6
+    row = [*parts, temporary, sum(parts) + temporary, took]
+    cells = [f"{value:,.0f}" for value in row]
+    if steps:
+        cells.append(f"{1e3 * seconds_a_step(compiled, config, mesh, steps):,.0f}")
     return cells
 
 
-def seconds_a_step(
-    compiled: Any, fns: Any, rule: Any, mesh: Any, batch: PackedBatch, steps: int
-) -> float:
+def seconds_a_step(compiled: Any, config: Config, mesh: Any, steps: int) -> float:
     """Median over `steps` after two that do not count."""
-    state = state_lib.init_state(fns, rule, jax.random.key(0), 100, mesh)
-    placed = jax.tree.map(lambda x: jax.device_put(x, rules.batch_sharding(mesh)), batch)
+    fns = functional.build(config.model)
+    rule, _ = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
+    batch = full_pack(config, config.data.rows)
     seconds = []
-    for _ in range(steps + 2):
-        started = time.perf_counter()
-        state, metrics = compiled(state, placed, jax.random.key(1))
-        jax.block_until_ready(metrics)
-        seconds.append(time.perf_counter() - started)
+    with jax.set_mesh(mesh):
+        state = state_lib.init_state(fns, rule, jax.random.key(0), 100, mesh)
+        placed = jax.tree.map(lambda x: jax.device_put(x, rules.batch_sharding(mesh)), batch)
+        for _ in range(steps + 2):
+            started = time.perf_counter()
+            state, metrics = compiled(state, placed, jax.random.key(1))
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[2:])
 
 
@@ -164,7 +124,7 @@ def main() -> None:
     on_cpu = given.topology == "cpu"
     devices = jax.devices()
     if not on_cpu:
-        devices = topologies.get_topology_desc(given.topology, "tpu").devices
+        devices = describe(given.topology).devices
     chosen = [name for name in LEVERS if name.startswith(tuple(given.only.split(",")))]
     timed = ["ms a step"] if given.steps else []
     head = [
