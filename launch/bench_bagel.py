@@ -173,8 +173,9 @@ def build(config: Config, seed: int = 0) -> Work:
 
     ids = token_ids()
     programs = ContextPrograms(fns, config, ids, config.model.vocab_size)
-    weights = Weights(params, None)
-    contexts = Contexts(programs, weights, 2, slots=TEXT + WRITTEN)
+    layers_apart = config.model.layers == "unroll"
+    weights = Weights(functional.apart(params) if layers_apart else params, None)
+    contexts = Contexts(programs, weights, 2, slots=TEXT)
     tokens = rng.integers(0, 4000, TEXT).tolist()
     contexts.add_text([0], tokens)
     n = (SIDE // config.model.latent_side) ** 2

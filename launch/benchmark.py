@@ -1,11 +1,16 @@
 """Measure how fast this machine trains and paints, beside what its matrix products reach.
 
     python -m launch.benchmark --suite=train --config=configs/strokes_tiny.py --json
+    python -m launch.benchmark --suite=sample --prompts=1000 --json
     python -m launch.benchmark --suite=bagel_cpu --rounds=7 --json
+    python -m launch.benchmark --suite=steps --per_tag=100 --json
 
---suite=train|data|bagel_cpu
+--suite=train|sample|data|bagel_cpu|steps
 --config=FILE         whose step and data are measured; train and data
+--checkpoint=DIR      who paints; default: the painter that comes along; sample
 --rounds=N            timed rounds of each call, interleaved (5)
+--prompts=N           length of the queue that is served (1000); sample
+--per_tag=N           prompts of each of the seven tags (100); steps
 --bf16                the peak in bfloat16 too
 --json                the whole result as one JSON object on the last line
 --out=FILE            the same into a file
@@ -23,18 +28,22 @@ import jax
 from absl import flags
 from etils import epath
 
-from launch import bench_bagel, bench_data, bench_train, common
+import process_gen
+from launch import bench_bagel, bench_data, bench_sample, bench_steps, bench_train, common
 from process_gen.core import configs
 from process_gen.core.errors import ConfigError
 
-SUITES = ("train", "data", "bagel_cpu")
+SUITES = ("train", "sample", "data", "bagel_cpu", "steps")
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     common.define_config(values)
     flags.DEFINE_enum("suite", None, SUITES, "what to measure", flag_values=values)
+    flags.DEFINE_string("checkpoint", "", "who paints", flag_values=values)
     flags.DEFINE_integer("rounds", 5, "timed rounds", 1, flag_values=values)
+    flags.DEFINE_integer("prompts", 1000, "length of the queue", 1, flag_values=values)
+    flags.DEFINE_integer("per_tag", 100, "prompts of a tag", 1, flag_values=values)
     flags.DEFINE_boolean("bf16", False, "the peak in bfloat16 too", flag_values=values)
     flags.DEFINE_boolean("json", False, "print a JSON object", flag_values=values)
     flags.DEFINE_string("out", "", "file for the JSON object", flag_values=values)
@@ -46,6 +55,11 @@ def run_suite(values: flags.FlagValues) -> dict[str, Any]:
     dtypes = ("float32", "bfloat16") if values.bf16 else ("float32",)
     if values.suite == "bagel_cpu":
         return bench_bagel.measure_all(rounds, dtypes)
+    if values.suite == "sample":
+        painter = process_gen.load(values.checkpoint)
+        return bench_sample.measure_all(painter, rounds, dtypes, values.prompts)
+    if values.suite == "steps":
+        return bench_steps.measure_all(process_gen.load(values.checkpoint), values.per_tag)
     config = configs.to_mapping(common.read_config(values))
     if values.suite == "data":
         return bench_data.measure_all(config, max(rounds, 20))

@@ -18,7 +18,7 @@ from absl import flags
 from etils import epath
 
 import process_gen
-from launch import common
+from launch import bench_timing, common
 from process_gen.checkpoint import shipped
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.interrupts import finish_on_interrupt
@@ -27,6 +27,7 @@ from process_gen.evaluation import judged
 from process_gen.report.curves import read_history
 from process_gen.sampling import interleaved, records
 from process_gen.sampling.painter import Painter, Prompt
+from process_gen.sampling.studio import Usage
 from process_gen.train.progress import duration
 
 REPORT, SCORES, STRIPS = "report.html", "scores.json", "strips"
@@ -48,6 +49,8 @@ class Painted:
       pictures, nfe: sums over all paintings.
       seconds: wall time, compilation included.
       stopped: whether it was interrupted.
+      usage: how full the calls to the device were.
+      compilations: programs that were compiled, or read from the cache on disk.
     """
 
     asked: int
@@ -58,6 +61,8 @@ class Painted:
     nfe: int = 0
     seconds: float = 0.0
     stopped: bool = False
+    usage: Usage = dataclasses.field(default_factory=Usage)
+    compilations: int = 0
 
     def add(self, record: Mapping[str, Any], trajectory: Trajectory | None) -> None:
         """Counts one more; its line in the records, and the painting where it is kept."""
@@ -84,6 +89,8 @@ class Painted:
             "nfe": self.nfe,
             "seconds": round(self.seconds, 3),
             "pictures_per_second": round(self.pictures / max(self.seconds, 1e-9), 3),
+            "compilations": self.compilations,
+            **self.usage.summary(),
         }
 
 
@@ -122,7 +129,7 @@ def paint(
         check_same(out, asked)
     done = Painted(len(prompts) * num)
     progress = _Progress(done)
-    with finish_on_interrupt() as interrupted:
+    with bench_timing.compilations() as compilations, finish_on_interrupt() as interrupted:
 
         def stop() -> bool:
             progress.show()
@@ -141,6 +148,7 @@ def paint(
             size=size,
             images=images,
             stop=stop,
+            usage=done.usage,
             **({"skip": skip} if skip else {}),
             **settings,
         )
@@ -155,6 +163,7 @@ def paint(
                 record = recorder.add(trajectory)
                 done.add(record, trajectory if kept(record) else None)
         done.stopped = interrupted() is not None
+    done.compilations = compilations.count
     done.seconds = progress.finish()
     done.trajectories.sort(key=_place)
     done.refused.sort()

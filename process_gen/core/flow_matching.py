@@ -13,7 +13,7 @@ every reported mse are in velocity units. Randomness is always an argument.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import numpy as np
 
 Prediction = Literal["velocity", "x0"]
 Renorm = Literal["none", "global", "channel", "text_channel"]
+Solver = Literal["euler", "heun", "adams", "dpm"]
 
 
 def shift_time(t: jax.Array, shift: float) -> jax.Array:
@@ -64,53 +65,106 @@ def to_velocity(
     raise ValueError(f"unknown prediction {prediction!r}; known: velocity, x0")
 
 
-def time_grid(steps: int, shift: float) -> np.ndarray:
-    """``float32[steps + 1]`` from 1 (noise) to 0, evenly spaced, then shifted.
+def time_grid(steps: int, shift: float, start: float = 1.0) -> np.ndarray:
+    """``float32[steps + 1]`` from `start` (1 is noise) to 0, evenly spaced before the shift.
 
     BAGEL's `num_timesteps` counts the points of this grid, one more than its steps.
     """
-    even = np.linspace(1.0, 0.0, steps + 1)
+    first = start / (shift - (shift - 1.0) * start)  # the time that is shifted to `start`
+    even = np.linspace(first, 0.0, steps + 1)
     return (shift * even / (1.0 + (shift - 1.0) * even)).astype(np.float32)
 
 
-def integrate(
-    velocity: Callable[[jax.Array, jax.Array], jax.Array],
-    eps: jax.Array,
-    grid: jax.Array,
-    solver: Literal["euler", "heun"],
-) -> jax.Array:
-    """Follows the flow from noise down the time grid.
+def _beside(t: jax.Array, x: jax.Array) -> jax.Array:
+    """A scalar t, or one a row, in as many dimensions as x."""
+    return jnp.reshape(t, t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def _second_order(
+    solver: Solver, times: tuple[jax.Array, ...], x: Any, v: Any, last: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The slope of a two-step method, and what the next step wants to know of this one.
+
+    "adams" extrapolates the velocity along t. "dpm" extrapolates the clean picture along
+    ``lambda = log((1 - t) / t)``: the second-order multistep of DPM-Solver++ (arXiv 2211.01095,
+    algorithm 2) on this path. Where it has no two finite steps of lambda it is an Euler step, and
+    so are both methods' first ones.
 
     Args:
-      velocity: ``(x, t) -> v``, `t` a scalar.
-      eps: the noise to start from.
-      grid: falling times, ``float32[steps + 1]``; the loop runs on the device.
-      solver: "euler", or "heun" (the mean of the velocities at both ends; the last step, whose end
-        is t = 0, stays an Euler step).
+      solver: "adams" or "dpm".
+      times: the step before, this and the next one, equal where there is no step.
+      x, v: now.
+      last: what the step before returned.
+    """
+    before, now, following = (_beside(t, x) for t in times)
+    if solver == "adams":
+        ratio = (now - following) / jnp.where(before > now, before - now, jnp.inf)
+        return v + 0.5 * ratio * (v - last), v
+    clean = x - now * v
+    inside = (before < 1.0) & (following > 0.0) & (before > now)
+    logit = [
+        jnp.log((1.0 - t) / t)
+        for t in (jnp.where(inside, t, 0.5) for t in (before, now, following))
+    ]
+    ratio = (logit[2] - logit[1]) / jnp.where(inside, logit[1] - logit[0], 1.0)
+    ahead = clean + jnp.where(inside, 0.5 * ratio, 0.0) * (clean - last)
+    return v + (clean - ahead) / jnp.where(now > 0.0, now, 1.0), clean
+
+
+def integrate(
+    velocity: Callable[..., Any],
+    start: jax.Array,
+    grid: jax.Array,
+    solver: Solver,
+    *,
+    steps: jax.Array | int | None = None,
+    memory: Any = None,
+) -> jax.Array:
+    """Follows the flow down the time grid.
+
+    Args:
+      velocity: ``(x, t) -> v``, `t` like a column of the grid; with a memory ``(x, t, memory) ->
+        (v, memory)``.
+      start: x at the first time of the grid, which is the noise where that is 1.
+      grid: falling times, ``float32[N + 1]`` or, one line a row, ``[B, N + 1]``; the loop runs on
+        the device. A row that has arrived, its times equal from there on, stays where it is.
+      solver: "euler"; "heun" (the mean of the velocities at both ends; the last step, whose end is
+        t = 0, stays an Euler step); "adams" or "dpm", of second order with one evaluation a step.
+      steps: how many steps of the grid to take, which may be traced; by default all of them.
+      memory: what `velocity` is given first, a pytree of arrays.
 
     Raises:
       ValueError: unknown `solver`.
     """
-    steps = grid.shape[0] - 1
+    if solver not in get_args(Solver):
+        raise ValueError(f"unknown solver {solver!r}; known: {', '.join(get_args(Solver))}")
+    steps = grid.shape[-1] - 1 if steps is None else steps
 
-    def euler(i: jax.Array, x: jax.Array) -> jax.Array:
-        return x - velocity(x, grid[i]) * (grid[i] - grid[i + 1])
+    def evaluate(x: jax.Array, t: jax.Array, memory: Any) -> tuple[jax.Array, Any]:
+        return (velocity(x, t), None) if memory is None else velocity(x, t, memory)
 
-    def heun(i: jax.Array, x: jax.Array) -> jax.Array:
-        v = velocity(x, grid[i])
-        ahead = velocity(x - v * (grid[i] - grid[i + 1]), grid[i + 1])
-        return x - 0.5 * (v + ahead) * (grid[i] - grid[i + 1])
+    def step(i: jax.Array, carry: tuple, order: int) -> tuple:
+        x, memory, last = carry
+        times = tuple(jnp.take(grid, j, axis=-1) for j in (jnp.maximum(i - 1, 0), i, i + 1))
+        length = _beside(times[1] - times[2], x)
+        v, memory = evaluate(x, times[1], memory)
+        if order == 2 and solver == "heun":
+            ahead, memory = evaluate(x - v * length, times[2], memory)
+            v = 0.5 * (v + ahead)
+        elif order == 2:
+            v, last = _second_order(solver, times, x, v, last)
+        return x - v * length, memory, last
 
-    if solver == "euler":
-        return jax.lax.fori_loop(0, steps, euler, eps)
-    if solver == "heun":
-        return euler(jnp.asarray(steps - 1), jax.lax.fori_loop(0, steps - 1, heun, eps))
-    raise ValueError(f"unknown solver {solver!r}; known: euler, heun")
+    order = 1 if solver == "euler" else 2
+    whole = steps - 1 if solver == "heun" else steps
+    carry = (start, memory, start)
+    carry = jax.lax.fori_loop(0, whole, lambda i, carry: step(i, carry, order), carry)
+    return step(jnp.asarray(whole), carry, 1)[0] if solver == "heun" else carry[0]
 
 
-def evaluations(steps: int, solver: Literal["euler", "heun"]) -> int:
+def evaluations(steps: int, solver: Solver) -> int:
     """Velocity evaluations of `integrate`, guidance branches not counted."""
-    return steps if solver == "euler" else 2 * steps - 1
+    return 2 * steps - 1 if solver == "heun" else steps
 
 
 def guide(

@@ -16,13 +16,20 @@ class SamplerConfig:
       batch: rows painted side by side.
       denoise_steps: velocity evaluations a picture (Heun uses two each but the last).
       one_shot_steps: the same in every other mode.
-      solver: "euler" or "heun".
+      final_steps: steps with which the last picture of a finished painting is painted once more, in
+        its own context and from its own noise; 0 leaves it as it is.
+      later_start: time from which a picture is painted that follows another one, which is noised
+        that far; 1 begins with pure noise as the first picture does.
+      solver: "euler", "heun", "adams" or "dpm", see `core.flow_matching.integrate`.
       timestep_shift: shift of the sampling grid.
+      process_shift: the same in process mode; None is the same as `timestep_shift`.
       guidance: text guidance scale in process mode; 1 is none.
       one_shot_guidance: the same in every other mode.
       image_guidance: scale of the branch that sees the texts only, in every mode but process; 1 is
         none, and without text guidance there is none either.
-      guidance_interval: guidance acts while low < t <= high.
+      guidance_interval: guidance acts while low < t <= high; outside, its branch does not run.
+      guidance_every: the text-dropped branch runs in every so many steps; in between, its last
+        difference to the conditional one is used again.
       sample_latents: whether a picture that a context reads enters as a draw from the autoencoder's
         distribution, as in BAGEL, or as its mean; only model.codec="flux" has one.
       renorm: how a guided velocity is scaled back, see `core.flow_matching`.
@@ -38,12 +45,16 @@ class SamplerConfig:
     batch: int = 16
     denoise_steps: int = 10
     one_shot_steps: int = 16
-    solver: Literal["euler", "heun"] = "euler"
+    final_steps: int = 0
+    later_start: float = 1.0
+    solver: Literal["euler", "heun", "adams", "dpm"] = "euler"
     timestep_shift: float = 1.0
+    process_shift: float | None = None
     guidance: float = 1.5
     one_shot_guidance: float = 3.0
     image_guidance: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_every: int = 1
     sample_latents: bool = True
     renorm: Literal["none", "global", "channel", "text_channel"] = "none"
     renorm_min: float = 0.0
@@ -62,6 +73,8 @@ class SamplerConfig:
             denoise_steps=self.denoise_steps,
             one_shot_steps=self.one_shot_steps,
             timestep_shift=self.timestep_shift,
+            later_start=self.later_start,
+            guidance_every=self.guidance_every,
             max_text=self.max_text,
             max_images=self.max_images,
             max_prompt=self.max_prompt,
@@ -69,7 +82,12 @@ class SamplerConfig:
             top_p=self.top_p,
         )
         check(self.temperature >= 0, "sampler.temperature must be >= 0")
-        fraction("sampler", top_p=self.top_p, renorm_min=self.renorm_min)
+        check(self.final_steps >= 0, "sampler.final_steps must be >= 0")
+        if self.process_shift is not None:
+            positive("sampler", process_shift=self.process_shift)
+        fraction(
+            "sampler", top_p=self.top_p, renorm_min=self.renorm_min, later_start=self.later_start
+        )
         check(self.max_text >= 3, "sampler.max_text must be at least 3")
         low, high = self.guidance_interval
         check(

@@ -21,10 +21,18 @@ import jax
 from process_gen.kernels.chunked import chunked
 from process_gen.kernels.dense import dense
 from process_gen.kernels.flash_tpu import flash
-from process_gen.kernels.key_block import Attention, KeyBlock
+from process_gen.kernels.key_block import Attention, CachedKeys, KeyBlock
 from process_gen.kernels.per_shard import per_shard
 
-__all__ = ["IMPLEMENTATIONS", "Attention", "KeyBlock", "chunked", "dense", "interval_attention"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "Attention",
+    "CachedKeys",
+    "KeyBlock",
+    "chunked",
+    "dense",
+    "interval_attention",
+]
 
 
 def _by_platform(
@@ -49,7 +57,7 @@ IMPLEMENTATIONS: dict[str, Attention] = {
 def interval_attention(
     q_BxSxHxDh: jax.Array,
     order_BxS: jax.Array,
-    blocks: Sequence[KeyBlock],
+    blocks: Sequence[KeyBlock | CachedKeys],
     implementation: str = "dense",
 ) -> jax.Array:
     """Softmax attention of every query over the keys whose interval holds its order.
@@ -57,10 +65,14 @@ def interval_attention(
     Args:
       q_BxSxHxDh: queries, normed and rotated, not yet scaled by 1/sqrt(Dh).
       order_BxS: int32 orders of the queries.
-      blocks: keys and values; their number of heads divides H.
+      blocks: keys and values; their number of heads divides H. Only `dense` reads `CachedKeys`
+        as they lie.
       implementation: a key of `IMPLEMENTATIONS`.
 
     Returns:
       ``[B, S, H, Dh]`` in the type of `q`; 0 for a query that sees nothing.
     """
-    return IMPLEMENTATIONS[implementation](q_BxSxHxDh, order_BxS, blocks)
+    if implementation == "dense":
+        return dense(q_BxSxHxDh, order_BxS, blocks)
+    plain = [block.block() if isinstance(block, CachedKeys) else block for block in blocks]
+    return IMPLEMENTATIONS[implementation](q_BxSxHxDh, order_BxS, plain)

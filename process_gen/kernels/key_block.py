@@ -26,4 +26,25 @@ class KeyBlock(NamedTuple):
     visible_to_BxS: jax.Array
 
 
+class CachedKeys(NamedTuple):
+    """Keys and values of a cache, laid out as matrix products read them, heads first.
+
+    In the layout of `KeyBlock` a compiler copies all of them before each product.
+
+    Attributes:
+      k_BxKxDhxC, v_BxKxCxDh: keys (normed and rotated) and values.
+      visible_from_BxC, visible_to_BxC: int32 intervals of orders.
+    """
+
+    k_BxKxDhxC: jax.Array
+    v_BxKxCxDh: jax.Array
+    visible_from_BxC: jax.Array
+    visible_to_BxC: jax.Array
+
+    def block(self) -> KeyBlock:
+        """The same in the layout of new tokens."""
+        k, v = self.k_BxKxDhxC.transpose(0, 3, 1, 2), self.v_BxKxCxDh.swapaxes(1, 2)
+        return KeyBlock(k, v, self.visible_from_BxC, self.visible_to_BxC)
+
+
 Attention = Callable[[jax.Array, jax.Array, Sequence[KeyBlock]], jax.Array]

@@ -7,10 +7,11 @@ edge.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from process_gen.core.configs import ModelConfig
@@ -30,7 +31,7 @@ class ModelFns:
 
     Attributes:
       init: ``key -> params``; shapes alone come from `jax.eval_shape`.
-      forward: ``(params, streams, cache=None) -> Outputs``.
+      forward: ``(params, streams, caches=()) -> Outputs``.
       logits: ``(params, hidden[..., D]) -> float32[..., W]``.
       trace: ``(params, streams) -> Trace``.
       understand: ``(params, patches, ids, images) -> (encoded, at the model's width)``, both
@@ -57,14 +58,28 @@ def build(cfg: ModelConfig) -> ModelFns:
     def init(key: jax.Array) -> Params:
         return nnx.to_pure_dict(nnx.state(UnifiedModel(cfg, rngs=nnx.Rngs(key)), nnx.Param))
 
+    one = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), shapes["layers"])
+
     def bind(params: Params) -> UnifiedModel:
-        check_shapes(params, shapes)
+        expected = shapes
+        if isinstance(params["layers"], tuple):
+            expected = {**shapes, "layers": one}
+            params = {**params, "layers": params["layers"][0]}
+        check_shapes(params, expected)
         state = jax.tree.map(lambda leaf: leaf, abstract)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graph, state)
 
-    def forward(params: Params, streams: Streams, cache: Cache | None = None) -> Outputs:
-        return bind(params)(streams, cache)
+    def forward(params: Params, streams: Streams, caches: Sequence[Cache] = ()) -> Outputs:
+        model, layers = bind(params), None
+        if isinstance(params["layers"], tuple):
+            layers = []
+            for weights in params["layers"]:
+                check_shapes(weights, one)
+                layer = nnx.state(model.layers)
+                nnx.replace_by_pure_dict(layer, weights)
+                layers.append(layer)
+        return model(streams, caches, layers)
 
     def logits(params: Params, hidden: jax.Array) -> jax.Array:
         return bind(params).logits(hidden)
@@ -81,6 +96,30 @@ def build(cfg: ModelConfig) -> ModelFns:
         is_leaf=lambda leaf: isinstance(leaf, nnx.Param),
     )
     return ModelFns(init, forward, logits, trace, understand, nnx.to_pure_dict(names))
+
+
+def apart(params: Params) -> Params:
+    """The same weights with a tuple of layers in place of stacked ones; `forward` takes both.
+
+    Inlined layers that are cut out of stacked weights are copied in every pass: the most of what
+    there is to do where few tokens pass. Nothing but `forward` and `logits` takes this form.
+    """
+    if isinstance(params["layers"], tuple):
+        return params
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+
+    @jax.jit
+    def cut(stacked: Params) -> tuple[Params, ...]:
+        return tuple(jax.tree.map(lambda w, i=i: w[i], stacked) for i in range(count))
+
+    return {**params, "layers": cut(params["layers"])}
+
+
+def together(params: Params) -> Params:
+    """The inverse of `apart`, as host arrays."""
+    if not isinstance(params["layers"], tuple):
+        return params
+    return {**params, "layers": jax.tree.map(lambda *w: np.stack(w), *params["layers"])}
 
 
 def check_shapes(params: Params, expected: Params) -> None:

@@ -7,9 +7,11 @@ code: a cache is one more block of keys, and the keys and values of the new toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -17,7 +19,7 @@ from process_gen.core import axes
 from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
 from process_gen.kernels.interval_attention import interval_attention
-from process_gen.kernels.key_block import ATTENDED, KeyBlock
+from process_gen.kernels.key_block import ATTENDED, CachedKeys
 from process_gen.models.layers import Linear, RMSNorm, SwiGLU, rotary, rotate, shared_keys
 from process_gen.sharding import rules, stripes
 
@@ -39,17 +41,25 @@ _REMAT_POLICIES = {
 
 
 class Cache(NamedTuple):
-    """Keys and values of tokens seen before, in any physical order.
+    """Keys and values of tokens seen before, in any physical order, as `CachedKeys` lays them out.
+
+    Layers that are inlined have an array each, those that are looped over one array of all, so that
+    a pass takes no layer's keys out of a larger array.
 
     Attributes:
-      k_LxBxCxKxDh, v_LxBxCxKxDh: normed and rotated keys, and values.
+      k: ``[B, K, Dh, C]`` each, with layers="scan" ``[L, B, K, Dh, C]``; normed and rotated.
+      v: the same with ``[B, K, C, Dh]``.
       visible_from_BxC, visible_to_BxC: int32; an unused slot's interval is empty.
     """
 
-    k_LxBxCxKxDh: jax.Array
-    v_LxBxCxKxDh: jax.Array
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
     visible_from_BxC: jax.Array
     visible_to_BxC: jax.Array
+
+    def keys(self, layer: int) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of an array of layers."""
+        return self.k[layer], self.v[layer]
 
 
 class ExpertAttention(nnx.Module):
@@ -142,7 +152,7 @@ class Layer(nnx.Module):
         gen_BxGxD: jax.Array,
         turn: tuple[jax.Array, jax.Array],
         place: Place,
-        cached: KeyBlock | None,
+        cached: Sequence[CachedKeys],
         pieces: int,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """One layer over both streams; an empty stream costs nothing.
@@ -156,8 +166,7 @@ class Layer(nnx.Module):
         q, k, v = (stripes.join(parts, pieces) for parts in zip(*projected, strict=True))
         q, k = rotate(q, *turn), rotate(k, *turn)
         own = shared_keys(k, v, place.visible_from, place.visible_to)
-        blocks = [own] if cached is None else [cached, own]
-        attended = interval_attention(q, place.order, blocks, self.implementation)
+        attended = interval_attention(q, place.order, [*cached, own], self.implementation)
         split = iter(stripes.split(attended, lengths, pieces))
         und, gen = (expert.finish(x, next(split)) if x.shape[1] else x for expert, x in streams)
         return und, gen, k, v
@@ -180,8 +189,9 @@ def run_layers(
     und_BxUxD: jax.Array,
     gen_BxGxD: jax.Array,
     place: Place,
-    cache: Cache | None = None,
+    caches: Sequence[Cache] = (),
     pieces: int = 1,
+    layers: Sequence[nnx.State] | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Runs the layers one after the other, as one compiled loop or inlined (`cfg.layers`).
 
@@ -190,8 +200,9 @@ def run_layers(
       cfg: sizes, and how to loop and rematerialise.
       und_BxUxD, gen_BxGxD: embedded streams; either may have no tokens.
       place: of und and gen tokens in the order of `stripes.join`, ``int32[B, S]`` each.
-      cache: earlier keys and values.
+      caches: earlier keys and values.
       pieces: of `stripes.join`.
+      layers: the weights one layer after the other; those of `stacked` are not looked at then.
 
     Returns:
       The streams before the final norms, and the keys and values of the new tokens
@@ -204,9 +215,10 @@ def run_layers(
         streams: tuple[jax.Array, jax.Array], scanned: tuple
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
         layer_weights, keys = scanned
-        cached = None
-        if cache is not None:
-            cached = KeyBlock(*keys, cache.visible_from_BxC, cache.visible_to_BxC)
+        cached = [
+            CachedKeys(k, v, cache.visible_from_BxC, cache.visible_to_BxC)
+            for (k, v), cache in zip(keys, caches, strict=True)
+        ]
         streams = tuple(checkpoint_name(rules.constrain(x, _RESIDUAL), _STREAM) for x in streams)
         layer = nnx.merge(graph, layer_weights)
         und, gen, k, v = layer(*streams, turn, place, cached, pieces)
@@ -214,8 +226,18 @@ def run_layers(
 
     if cfg.remat != "none":
         body = jax.checkpoint(body, policy=_REMAT_POLICIES[cfg.remat])
-    keys = None if cache is None else (cache.k_LxBxCxKxDh, cache.v_LxBxCxKxDh)
-    unroll = cfg.num_layers if cfg.layers == "unroll" else 1
-    streams, (k, v) = jax.lax.scan(body, (und_BxUxD, gen_BxGxD), (weights, keys), unroll=unroll)
+    streams = (und_BxUxD, gen_BxGxD)
+    if layers is None and caches and cfg.layers == "unroll":
+        layers = [jax.tree.map(lambda w, i=i: w[i], weights) for i in range(cfg.num_layers)]
+    if layers is not None:
+        new = []
+        for i, layer_weights in enumerate(layers):
+            streams, own = body(streams, (layer_weights, [cache.keys(i) for cache in caches]))
+            new.append(own)
+        k, v = (jnp.stack(part) for part in zip(*new, strict=True))
+    else:
+        keys = [cache.keys(0) for cache in caches]
+        unroll = cfg.num_layers if cfg.layers == "unroll" else 1
+        streams, (k, v) = jax.lax.scan(body, streams, (weights, keys), unroll=unroll)
     und, gen = (_tokens(x) for x in streams)
     return und, gen, k, v

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ class Streams(NamedTuple):
       patch_id_BxV: int32 rows of the 2-D position table.
       latent_BxGxP: noised (or clean) latents x_t.
       latent_id_BxG: int32 rows of the 2-D position table.
-      t_BxG: float32 in [0, 1], 0 for clean latents.
+      t_BxG: float32 in [0, 1], 0 for clean latents; one column where a row's latents share it.
       patch_image_BxV: int32 image of each patch, -1 where padded; only "siglip" needs it.
     """
 
@@ -179,17 +180,24 @@ class UnifiedModel(nnx.Module):
         )
         self.cfg = cfg
 
-    def __call__(self, streams: Streams, cache: Cache | None = None) -> Outputs:
-        """One forward pass, for training (no cache) and for sampling (with one).
+    def __call__(
+        self,
+        streams: Streams,
+        caches: Sequence[Cache] = (),
+        layers: Sequence[nnx.State] | None = None,
+    ) -> Outputs:
+        """One forward pass, for training (no cache) and for sampling (with one or more).
+
+        With `layers`, those are the weights of the layers, one after the other.
 
         Tokens stay on the devices that share a row; with a cache the new keys come in the order
         text, patches, latents, because they are written somewhere.
         """
-        pieces = rules.pieces(axes.SEQUENCE) if cache is None else 1
+        pieces = 1 if caches else rules.pieces(axes.SEQUENCE)
         text, patches, gen = self._enter(streams)
         und = stripes.join([text, patches], pieces)
         place = _places(streams, pieces)
-        und, gen, k, v = run_layers(self.layers, self.cfg, und, gen, place, cache, pieces)
+        und, gen, k, v = run_layers(self.layers, self.cfg, und, gen, place, caches, pieces, layers)
         lengths = [text.shape[1], patches.shape[1]]
         hidden = self._norm_und(stripes.split(und, lengths, pieces)[0])
         output = self.latent_out(self.final_norm.gen(gen)).astype(jnp.float32)
@@ -240,11 +248,8 @@ class UnifiedModel(nnx.Module):
         sinusoid = time_features(streams.t_BxG, cfg.time_features).astype(cfg.dtype)
         time = self.time_out(jax.nn.silu(self.time_in(sinusoid)))
         latents = self.latent_in(streams.latent_BxGxP.astype(cfg.dtype))
-        return (
-            latents
-            + time
-            + sincos_rows(streams.latent_id_BxG, cfg.latent_grid, cfg.width, cfg.dtype)
-        )
+        place = sincos_rows(streams.latent_id_BxG, cfg.latent_grid, cfg.width, cfg.dtype)
+        return latents + time + place
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 ``[..., W]`` from normed text states."""

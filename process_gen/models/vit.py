@@ -185,5 +185,6 @@ class SiglipVit(nnx.Module):
 
         if self.cfg.remat != "none":
             run = jax.checkpoint(run)
-        x_BxVxD, _ = jax.lax.scan(run, x_BxVxD, layers)
+        unroll = self.cfg.vit.num_layers if self.cfg.layers == "unroll" else 1
+        x_BxVxD, _ = jax.lax.scan(run, x_BxVxD, layers, unroll=unroll)
         return self.post_norm(x_BxVxD)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from process_gen.core.attention_mask import NEVER
+from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
 from process_gen.models.transformer import Cache
@@ -28,32 +28,119 @@ class Weights(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """Keys and values of several rows, ``[L, R, C, K, Dh]``."""
+    """Keys ``[..., R, K, Dh, C]`` and values ``[..., R, K, C, Dh]`` of several rows.
 
-    k: jax.Array
-    v: jax.Array
+    An array a layer, or one with a leading axis of layers, as `models.transformer.Cache` wants it.
+    """
+
+    k: tuple[jax.Array, ...]
+    v: tuple[jax.Array, ...]
 
 
 def make_pool(model: ModelConfig, rows: int, slots: int) -> Pool:
     """Empty caches in the model's type."""
-    shape = (model.num_layers, rows, slots, model.num_kv_heads, model.head_dim)
-    return Pool(jnp.zeros(shape, model.dtype), jnp.zeros(shape, model.dtype))
+    unrolled = model.layers == "unroll"
+    lead = () if unrolled else (model.num_layers,)
+    heads, width = model.num_kv_heads, model.head_dim
+    count = model.num_layers if unrolled else 1
+    k = [jnp.zeros((*lead, rows, heads, width, slots), model.dtype) for _ in range(count)]
+    v = [jnp.zeros((*lead, rows, heads, slots, width), model.dtype) for _ in range(count)]
+    return Pool(tuple(k), tuple(v))
 
 
-def write(cache: Cache, k: jax.Array, v: jax.Array, place: Place, slot_BxS: jax.Array) -> Cache:
-    """Writes new tokens into cache slots; a slot outside the cache drops its token."""
+def grown(pool: Pool, extra: int) -> Pool:
+    """The same rows with `extra` more slots each."""
 
-    def row(cached: jax.Array, new: jax.Array, slot_S: jax.Array) -> jax.Array:
-        return cached.at[..., slot_S, :, :].set(new, mode="drop")
+    def pad(x: jax.Array, axis: int) -> jax.Array:
+        return jnp.pad(x, [(0, extra if i == x.ndim + axis else 0) for i in range(x.ndim)])
 
-    over_batch = jax.vmap(row, in_axes=(1, 1, 0), out_axes=1)
-    integers = jax.vmap(lambda cached, new, slot: cached.at[slot].set(new, mode="drop"))
-    return Cache(
-        over_batch(cache.k_LxBxCxKxDh, k, slot_BxS),
-        over_batch(cache.v_LxBxCxKxDh, v, slot_BxS),
-        integers(cache.visible_from_BxC, place.visible_from, slot_BxS),
-        integers(cache.visible_to_BxC, place.visible_to, slot_BxS),
+    return Pool(tuple(pad(x, -1) for x in pool.k), tuple(pad(x, -2) for x in pool.v))
+
+
+def read(
+    pool: Pool, index_B: jax.Array, visible_from_BxC: jax.Array, visible_to_BxC: jax.Array
+) -> list[Cache]:
+    """The first slots of some rows, as many as there are intervals; no cache where there are none.
+
+    A call is handed the intervals of the slots that its rows use, so that short paintings do not
+    pay for the room that long ones may need.
+    """
+    slots = visible_to_BxC.shape[1]
+    if not slots:
+        return []
+    k = tuple(x[..., index_B, :, :, :slots] for x in pool.k)
+    v = tuple(x[..., index_B, :, :slots, :] for x in pool.v)
+    return [Cache(k, v, visible_from_BxC, visible_to_BxC)]
+
+
+def _stacked(parts: tuple[jax.Array, ...]) -> bool:
+    """Whether there is one array of all layers."""
+    return parts[0].ndim == 5
+
+
+def write(
+    pool: Pool, index_B: jax.Array, slot_BxS: jax.Array, k_LxBxSxKxDh: jax.Array, v: jax.Array
+) -> Pool:
+    """Writes new tokens into slots of rows; a slot outside the pool drops its token.
+
+    Only the new tokens are touched: with a donated pool nothing else moves.
+    """
+    index_BxS = jnp.broadcast_to(index_B[:, None], slot_BxS.shape)
+
+    def layers(x: jax.Array) -> Any:
+        return [jnp.moveaxis(x, 0, 2)] if _stacked(pool.k) else x
+
+    return Pool(
+        tuple(
+            old.at[..., index_BxS, :, :, slot_BxS].set(new, mode="drop")
+            for old, new in zip(pool.k, layers(k_LxBxSxKxDh), strict=True)
+        ),
+        tuple(
+            old.at[..., index_BxS, :, slot_BxS, :].set(new, mode="drop")
+            for old, new in zip(pool.v, layers(v), strict=True)
+        ),
     )
+
+
+# ---- tokens of a loop, kept beside the cache that it reads, a slot a turn ------------------------
+
+
+def make_notes(model: ModelConfig, rows: int, turns: int) -> Cache:
+    """No tokens yet, and room for one a row and turn."""
+    never = jnp.full((rows, turns), NEVER, jnp.int32)
+    return Cache(*make_pool(model, rows, turns), never, jnp.full_like(never, PAD_ORDER))
+
+
+def note(
+    notes: Cache, turn: jax.Array, k_LxBx1xKxDh: jax.Array, v: jax.Array, order_B: jax.Array
+) -> Cache:
+    """Adds a turn's tokens; a row of order -1 has none."""
+
+    def layers(x: jax.Array) -> Any:
+        x = x[:, :, 0]
+        return [x] if _stacked(notes.k) else x
+
+    def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        new = jnp.expand_dims(new, axis)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, turn, old.ndim + axis)
+
+    used_B = order_B >= 0
+    return Cache(
+        tuple(put(old, new, -1) for old, new in zip(notes.k, layers(k_LxBx1xKxDh), strict=True)),
+        tuple(put(old, new, -2) for old, new in zip(notes.v, layers(v), strict=True)),
+        put(notes.visible_from_BxC, jnp.where(used_B, order_B, NEVER), -1),
+        put(notes.visible_to_BxC, jnp.where(used_B, FOREVER, PAD_ORDER), -1),
+    )
+
+
+def keep(pool: Pool, index_B: jax.Array, slot_BxM: jax.Array, notes: Cache) -> Pool:
+    """Writes a loop's tokens into slots of rows; see `write`."""
+
+    def tokens(parts: tuple[jax.Array, ...], axis: int) -> jax.Array:
+        moved = [jnp.moveaxis(x, axis, -3) for x in parts]
+        return moved[0] if _stacked(parts) else jnp.stack(moved)
+
+    return write(pool, index_B, slot_BxM, tokens(notes.k, -1), tokens(notes.v, -2))
 
 
 def empty_part(batch: int, features: int) -> tuple[Place, jax.Array, jax.Array]:

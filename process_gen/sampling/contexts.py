@@ -209,19 +209,14 @@ class ContextPrograms:
         self, weights: Weights, pool: Pool, at: At, segment: Segment
     ) -> tuple[Pool, jax.Array]:
         """Reads a segment into the rows; returns the pool and normed text states ``[R, T, D]``."""
-        streams, place = self._streams(at.order_R, at.position_R, segment, 0.0)
-        cache = _cache(pool, at)
-        out = self.fns.forward(weights.model, streams, cache)
+        streams, _ = self._streams(at.order_R, at.position_R, segment, 0.0)
+        out = self.fns.forward(weights.model, streams, _read(pool, at))
         slot_RxS = at.length_R[:, None] + segment.slot_S[None]
-        cache = caches.write(cache, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh, place, slot_RxS)
-        pool = Pool(
-            pool.k.at[:, at.index_R].set(cache.k_LxBxCxKxDh),
-            pool.v.at[:, at.index_R].set(cache.v_LxBxCxKxDh),
-        )
-        return pool, out.hidden_BxTxD
+        k, v = out.k_LxBxSxKxDh, out.v_LxBxSxKxDh
+        return caches.write(pool, at.index_R, slot_RxS, k, v), out.hidden_BxTxD
 
     def _velocity(
-        self, weights: Weights, cache: Cache, at: At, x_NxP: jax.Array, id_N: Any, t: Any
+        self, weights: Weights, read: list[Cache], at: At, x_NxP: jax.Array, id_N: Any, t: Any
     ) -> jax.Array:
         count = x_NxP.shape[0]
         slots = np.arange(2 + count, dtype=np.int32)
@@ -229,7 +224,7 @@ class ContextPrograms:
         patches = np.zeros((0, self.config.model.und_features), np.float32)
         query = Segment(self._pair, slots * 0, slots, patches, none, x_NxP, id_N)
         streams, _ = self._streams(at.order_R, at.position_R, query, t)
-        output = self.fns.forward(weights.model, streams, cache).output_BxGxP
+        output = self.fns.forward(weights.model, streams, read).output_BxGxP
         prediction, min_t = self.config.model.prediction, self.config.loss.min_t
         return flow.to_velocity(output, streams.latent_BxGxP, t, prediction, min_t)
 
@@ -238,7 +233,7 @@ class ContextPrograms:
         self, weights: Weights, pool: Pool, at: At, x_NxP: jax.Array, id_N: Any, t: Any
     ) -> jax.Array:
         """Each row's velocity ``[R, N, P]`` of a noised picture; nothing is written."""
-        return self._velocity(weights, _cache(pool, at), at, x_NxP, id_N, t)
+        return self._velocity(weights, _read(pool, at), at, x_NxP, id_N, t)
 
     @functools.partial(jax.jit, static_argnums=(0, 7, 8))
     def denoise(
@@ -264,21 +259,16 @@ class ContextPrograms:
           branches: those that run while guidance acts; outside its interval none does.
           sampler: solver and guidance; the scales are those of the modes other than process.
         """
-        cache = _cache(pool, at)
+        everything = _read(pool, at)
         first = At(*(part[:1] for part in at))
-        alone = Cache(
-            cache.k_LxBxCxKxDh[:, :1],
-            cache.v_LxBxCxKxDh[:, :1],
-            cache.visible_from_BxC[:1],
-            cache.visible_to_BxC[:1],
-        )
+        alone = _read(pool, first)
         low, high = sampler.guidance_interval
 
         def plain(x_NxP: jax.Array, t: jax.Array) -> jax.Array:
             return self._velocity(weights, alone, first, x_NxP, id_N, t)[0]
 
         def guided(x_NxP: jax.Array, t: jax.Array) -> jax.Array:
-            v = self._velocity(weights, cache, at, x_NxP, id_N, t)
+            v = self._velocity(weights, everything, at, x_NxP, id_N, t)
             return guide(v, branches, sampler)
 
         def velocity(x_NxP: jax.Array, t: jax.Array) -> jax.Array:
@@ -306,7 +296,7 @@ class ContextPrograms:
 
         Args:
           weights: of the model.
-          pool: caches with `longest` free slots.
+          pool: caches.
           at: one row.
           seed_4: see `cache.keys`.
           temperature, top_p: see `text_decode.next_token`.
@@ -320,28 +310,30 @@ class ContextPrograms:
         forbidden_W[[ids.image_start, ids.image_end, ids.end_of_text]] = True
         key_1 = caches.keys(jnp.asarray(seed_4)[None])
 
+        context = _read(pool, at)
+
         def body(carry: tuple) -> tuple:
-            i, cache, token_1, tokens_M, _ = carry
+            i, notes, token_1, tokens_M, _ = carry
             here = At(*at[:2], at.order_R + i, at.position_R + i, *at[4:])
             one = Segment(token_1, *_ONE, *self.text([0])[3:])
             streams, place = self._streams(here.order_R, here.position_R, one, 0.0)
-            out = self.fns.forward(weights.model, streams, cache)
-            slot_1x1 = at.length_R[:, None] + i
-            cache = caches.write(cache, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh, place, slot_1x1)
+            out = self.fns.forward(weights.model, streams, [*context, notes])
+            k, v = out.k_LxBxSxKxDh, out.v_LxBxSxKxDh
+            notes = caches.note(notes, i, k, v, place.order[:, 0])
             logits_1xW = self.fns.logits(weights.model, out.hidden_BxTxD[:, 0])
             legal_1xW = jnp.where(forbidden_W[None], -jnp.inf, logits_1xW)
             keys_1 = jax.vmap(jax.random.fold_in, (0, None))(key_1, i)
             following_1 = next_token(legal_1xW, keys_1, temperature, top_p)
             done = (following_1[0] == ids.eos) | (following_1[0] == ids.bos)
             tokens_M = tokens_M.at[i].set(following_1[0])
-            return i + 1, cache, following_1, tokens_M, done
+            return i + 1, notes, following_1, tokens_M, done
 
         def unfinished(carry: tuple) -> jax.Array:
             return (carry[0] < longest) & ~carry[4]
 
         start = (
             jnp.int32(0),
-            _cache(pool, at),
+            caches.make_notes(self.config.model, 1, longest),
             jnp.full(1, ids.bos, jnp.int32),
             jnp.zeros(longest, jnp.int32),
             jnp.bool_(False),
@@ -370,10 +362,8 @@ def guide(v_RxNxP: jax.Array, branches: Branches, sampler: SamplerConfig) -> jax
     )[0]
 
 
-def _cache(pool: Pool, at: At) -> Cache:
-    return Cache(
-        pool.k[:, at.index_R], pool.v[:, at.index_R], at.visible_from_RxC, at.visible_to_RxC
-    )
+def _read(pool: Pool, at: At) -> list[Cache]:
+    return caches.read(pool, at.index_R, at.visible_from_RxC, at.visible_to_RxC)
 
 
 class Contexts:
@@ -438,15 +428,14 @@ class Contexts:
         if needed <= have:
             return
         extra = padded(needed, _SMALLEST_CACHE) - have
-        wider = ((0, 0), (0, 0), (0, extra), (0, 0), (0, 0))
-        self.pool = Pool(jnp.pad(self.pool.k, wider), jnp.pad(self.pool.v, wider))
+        self.pool = caches.grown(self.pool, extra)
         self.visible_from = np.pad(self.visible_from, ((0, 0), (0, extra)), constant_values=NEVER)
 
     def fork(self) -> Contexts:
         """A copy that grows by itself."""
         other = object.__new__(Contexts)
         other._programs, other._weights = self._programs, self._weights
-        other.pool = Pool(jnp.copy(self.pool.k), jnp.copy(self.pool.v))
+        other.pool = jax.tree.map(jnp.copy, self.pool)
         other.length, other.order = self.length.copy(), self.order.copy()
         other.position, other.visible_from = self.position.copy(), self.visible_from.copy()
         return other

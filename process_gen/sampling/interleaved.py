@@ -213,7 +213,6 @@ class Interleaver:
         """A text after the main context, and whether it was cut off."""
         sampler = self.sampler
         longest = sampler.max_text - 1  # the closing token is not fed
-        contexts.reserve([MAIN], longest)
         tokens, count, cut = self.programs.write_text(
             self.weights,
             contexts.pool,

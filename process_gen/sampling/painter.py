@@ -30,12 +30,16 @@ from process_gen.sampling.cache import Weights
 from process_gen.sampling.contexts import ContextPrograms
 from process_gen.sampling.painting import Given, Request, given_parts
 from process_gen.sampling.programs import Programs
-from process_gen.sampling.studio import Studio
+from process_gen.sampling.studio import Studio, Usage
 
 # Settings that the host reads; the compiled pieces are handed them, or never hear of them.
 _OF_A_CALL = (
     "denoise_steps",
     "one_shot_steps",
+    "final_steps",
+    "later_start",
+    "timestep_shift",
+    "process_shift",
     "guidance",
     "one_shot_guidance",
     "max_images",
@@ -51,7 +55,7 @@ class Painter:
 
     Attributes:
       config: of the run that made the weights.
-      weights: of the model and of its codec.
+      weights: of the model, its layers apart where they are inlined, and of its codec.
       meta: what the checkpoint says of itself.
     """
 
@@ -73,7 +77,7 @@ class Painter:
             raise CheckpointError("model.codec='flux' needs the autoencoder's weights")
         self.config = config
         self.meta = dict(meta or {})
-        self.weights = Weights(params, vae)
+        self.weights = Weights(_arranged(config, params), vae)
         self._fns = functional.build(config.model)
         self._codec = image_codecs.build(config.model)
         self._tokenizer = tokenizer or load_tokenizer(config.data.tokenizer)
@@ -82,7 +86,8 @@ class Painter:
     def with_params(self, params: Any) -> Painter:
         """The same painter with other weights of the model; both share what is compiled."""
         other = copy.copy(self)
-        other.weights = Weights(params, self.weights.vae)
+        other.weights = Weights(_arranged(self.config, params), self.weights.vae)
+        vars(other).pop("fingerprint", None)
         return other
 
     def paint(
@@ -138,6 +143,7 @@ class Painter:
         stop: Callable[[], bool] | None = None,
         unfinished: bool = False,
         skip: Container[tuple[int, int]] = (),
+        usage: Usage | None = None,
         **settings: Any,
     ) -> Iterator[Trajectory]:
         """Yields paintings as they are finished, in no particular order; see `paint`.
@@ -146,6 +152,7 @@ class Painter:
         closed as "stopped" and nothing new is begun. With `unfinished`, a painting comes after each
         of its parts too, its `finish_reason` still None; modes process and one_shot only. Paintings
         in `skip`, (index, sample), are left out; the others are what they would be with them.
+        `usage` is told how full the calls to the device were, in these two modes too.
         """
         check_mode(self.config, mode, len(images))
         if num < 1:
@@ -187,6 +194,7 @@ class Painter:
             requests,
             stop,
             unfinished,
+            usage,
         ).run()
 
     def _given(self, prompt: Prompt, mode: str, size: tuple[int, int]) -> tuple[Given, ...]:
@@ -229,7 +237,7 @@ class Painter:
         model = self.config.model
         und = Kind.UND in context_kinds(self.config.data.grammar)
         self._check_size(size, und and painted_copy(model) is None)
-        # What differs in these only needs no compiling of its own, but for the number of steps.
+        # What differs in these only needs no compiling of its own.
         same = {name: getattr(SamplerConfig, name) for name in _OF_A_CALL}
         sampler = dataclasses.replace(sampler, **same)
         key = (sampler, size)
@@ -252,7 +260,12 @@ class Painter:
     @functools.cached_property
     def fingerprint(self) -> str:
         """16 hex digits that name the weights, `trees.fingerprint`; read from the device once."""
-        return trees.fingerprint({"model": self.weights.model, "vae": self.weights.vae})
+        model = functional.together(self.weights.model)
+        return trees.fingerprint({"model": model, "vae": self.weights.vae})
+
+
+def _arranged(config: Config, params: Any) -> Any:
+    return functional.apart(params) if config.model.layers == "unroll" else params
 
 
 def load(path: str = "", *, weights: str = "ema", step: int | str = "latest") -> Painter:

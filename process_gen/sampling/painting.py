@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -96,6 +96,21 @@ class Request:
     given: tuple[Given, ...] = ()
 
 
+class Moment(NamedTuple):
+    """Where a picture was painted: what it takes to paint it there again.
+
+    Attributes:
+      order, position: of its noised copy.
+      slot: see `Painting`.
+      segment: its number, of which its noise is drawn.
+    """
+
+    order: int
+    position: int
+    slot: tuple[int, int]
+    segment: int
+
+
 @dataclasses.dataclass
 class Painting:
     """The state of one row of the sampler.
@@ -112,6 +127,9 @@ class Painting:
       spans: cache slots ``[start, stop)`` of the copies of the picture last painted.
       segments: segments begun so far; keys of random numbers count them.
       inputs: pictures given with the prompt.
+      written, following: tokens of the text under way that lie in the cache, and the next one; None
+        before the first.
+      moment: order, position, slot and segment of the picture last painted.
       given, decided: contents that are read instead of written or painted, the next one first,
         and the decisions that lead to them.
     """
@@ -137,6 +155,9 @@ class Painting:
     nfe: int = 0
     started: float = 0.0
     inputs: tuple[Image, ...] = ()
+    written: list[int] = dataclasses.field(default_factory=list)
+    following: int | None = None
+    moment: Moment | None = None
     given: collections.deque[str | Image] = dataclasses.field(default_factory=collections.deque)
     decided: collections.deque[Next] = dataclasses.field(default_factory=collections.deque)
 
@@ -228,6 +249,20 @@ class Painting:
         elif part is Part.REFINED:
             self.steps[-1] = dataclasses.replace(self.steps[-1], refined=image)
         self._move(part, logits)
+
+    @property
+    def now(self) -> Moment:
+        """Where the next picture is painted."""
+        return Moment(self.order, self.position, self.slot, self.segments)
+
+    def repainted(self, image: Image, nfe: int) -> None:
+        """The last picture was painted once more."""
+        self.picture = image
+        self.nfe += nfe
+        self.moment = None
+        step = self.steps[-1]
+        name = "sketch" if step.refined is None else "refined"
+        self.steps[-1] = dataclasses.replace(step, **{name: image})
 
     def _move(self, part: Part, logits: Sequence[float]) -> None:
         decision = self.decided.popleft() if self.decided else choose(part, logits)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,66 +26,17 @@ from process_gen.models.functional import ModelFns
 from process_gen.models.transformer import Cache
 from process_gen.models.unified import Streams
 from process_gen.sampling import cache as caches
-from process_gen.sampling.cache import FOREVER, Pool, Weights, empty_part, keys, write
+from process_gen.sampling.cache import FOREVER, Pool, Weights, empty_part, keys
+from process_gen.sampling.calls import Begun, Course, Rows, Written
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.text_decode import next_token
 
 
-class Rows(NamedTuple):
-    """The rows of one call.
-
-    Attributes:
-      index_B: int32 rows of the pool; unused ones point to the scratch row.
-      active_B: bool, false for unused ones.
-      length_B: int32 cache slots in use.
-      order_B, position_B: int32, those of the first new token.
-      slot_order_B, slot_position_B: int32, those of the text-dropped branch.
-      visible_from_BxC, visible_to_BxC: int32 intervals of the cache slots.
-      seed_Bx4: uint32: the request's seed, prompt index, sample and segment number.
-    """
-
-    index_B: Any
-    active_B: Any
-    length_B: Any
-    order_B: Any
-    position_B: Any
-    slot_order_B: Any
-    slot_position_B: Any
-    visible_from_BxC: Any
-    visible_to_BxC: Any
-    seed_Bx4: Any
+def _read(pool: Pool, rows: Rows) -> list[Cache]:
+    return caches.read(pool, rows.index_B, rows.visible_from_BxC, rows.visible_to_BxC)
 
 
-class Written(NamedTuple):
-    """Texts written by one call.
-
-    Attributes:
-      tokens_BxM: int32, first ``<|im_start|>``, last ``<|im_end|>``, then 0.
-      count_B: int32 tokens written, both included.
-      cut_B: bool, the text was too long and was closed by force.
-      decisions_Bx3: float32 logits of `painting.DECISIONS` at the closing token.
-    """
-
-    tokens_BxM: jax.Array
-    count_B: jax.Array
-    cut_B: jax.Array
-    decisions_Bx3: jax.Array
-
-
-def _cache(pool: Pool, rows: Rows) -> Cache:
-    return Cache(
-        pool.k[:, rows.index_B],
-        pool.v[:, rows.index_B],
-        rows.visible_from_BxC,
-        rows.visible_to_BxC,
-    )
-
-
-def _put_back(pool: Pool, rows: Rows, cache: Cache) -> Pool:
-    return Pool(
-        pool.k.at[:, rows.index_B].set(cache.k_LxBxCxKxDh),
-        pool.v.at[:, rows.index_B].set(cache.v_LxBxCxKxDh),
-    )
+_OUTSIDE = 1 << 30  # a slot that no cache has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,19 +155,30 @@ class Programs:
             visible_to=jnp.where(used_BxT, FOREVER, PAD_ORDER),
             position=rows.position_B[:, None] + step_T,
         )
-        cache = _cache(pool, rows)
-        out = self.fns.forward(weights.model, self._text_streams(token_BxT, place), cache)
-        capacity = cache.visible_to_BxC.shape[1]
-        slot_BxT = jnp.where(used_BxT, rows.length_B[:, None] + step_T, capacity)
-        cache = write(cache, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh, place, slot_BxT)
+        streams = self._text_streams(token_BxT, place)
+        out = self.fns.forward(weights.model, streams, _read(pool, rows))
+        slot_BxT = jnp.where(used_BxT, rows.length_B[:, None] + step_T, _OUTSIDE)
+        pool = caches.write(pool, rows.index_B, slot_BxT, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh)
         last_B = jnp.maximum(count_B - 1, 0)
         hidden_BxD = jnp.take_along_axis(out.hidden_BxTxD, last_B[:, None, None], 1)[:, 0]
-        logits = self._decisions(self.fns.logits(weights.model, hidden_BxD))
-        return _put_back(pool, rows, cache), logits
+        return pool, self._decisions(self.fns.logits(weights.model, hidden_BxD))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-    def write_text(self, weights: Weights, pool: Pool, rows: Rows) -> tuple[Pool, Written]:
-        """Writes one text segment a row, on the device from its first token to its last."""
+    def write_text(
+        self, weights: Weights, pool: Pool, rows: Rows, begun: Begun
+    ) -> tuple[Pool, Written]:
+        """Writes texts, one a row, token by token on the device.
+
+        A row that has closed its text waits idly for its mates, so a call may end before all have:
+        the others go on in a later call, where they stood. Written tokens stay beside the cache
+        until then, so that no step moves the cache.
+
+        Args:
+          weights: see `Weights`.
+          pool: donated.
+          rows: of the call; lengths, orders and positions are those of the next token.
+          begun: see `Begun`.
+        """
         ids, sampler = self.ids, self.sampler
         batch, longest = rows.index_B.shape[0], sampler.max_text
         special = np.array([ids.bos, ids.image_start, ids.image_end, ids.end_of_text])
@@ -226,83 +187,89 @@ class Programs:
         # Rows of the table beyond the vocabulary are untrained.
         forbidden_W[self.vocab_size :] = True
         keys_B = keys(rows.seed_Bx4)
-        capacity = rows.visible_to_BxC.shape[1]
+        context = _read(pool, rows)
 
         def body(carry: tuple) -> tuple:
-            i, cache, token_B, done_B, written = carry
-            running_B = ~done_B
-            order_B = rows.order_B + i
+            i, notes, running_B, written = carry
+            token_B = written.token_B
+            order_B = jnp.where(running_B, rows.order_B + i, PAD_ORDER)
             place = Place(
                 order=order_B[:, None],
-                visible_from=order_B[:, None],
-                visible_to=jnp.full((batch, 1), FOREVER, jnp.int32),
+                visible_from=jnp.where(running_B, order_B, NEVER)[:, None],
+                visible_to=jnp.where(running_B, FOREVER, PAD_ORDER)[:, None],
                 position=(rows.position_B + i)[:, None],
             )
-            out = self.fns.forward(
-                weights.model, self._text_streams(token_B[:, None], place), cache
-            )
-            slot_B = jnp.where(running_B, rows.length_B + i, capacity)
-            k, v = out.k_LxBxSxKxDh, out.v_LxBxSxKxDh
-            cache = write(cache, k, v, place, slot_B[:, None])
+            streams = self._text_streams(token_B[:, None], place)
+            out = self.fns.forward(weights.model, streams, [*context, notes])
+            notes = caches.note(notes, i, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh, order_B)
             logits_BxW = self.fns.logits(weights.model, out.hidden_BxTxD[:, 0])
             closing_B = running_B & (token_B == ids.eos)
             legal_BxW = jnp.where(forbidden_W, -jnp.inf, logits_BxW)
-            step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, i)
+            place_B = begun.count_B + i  # in the text
+            step_keys_B = jax.vmap(jax.random.fold_in)(keys_B, place_B)
             sampled_B = next_token(legal_BxW, step_keys_B, sampler.temperature, sampler.top_p)
             # The last place is kept for the closing token, which a text that is too long gets too.
-            must_close = i == longest - 2
+            must_close_B = place_B == longest - 2
             decisions_Bx3 = self._decisions(logits_BxW)
             written = Written(
                 tokens_BxM=written.tokens_BxM.at[:, i].set(jnp.where(running_B, token_B, 0)),
                 count_B=written.count_B + running_B,
+                token_B=jnp.where(must_close_B, ids.eos, sampled_B),
+                closed_B=written.closed_B | closing_B,
                 cut_B=written.cut_B
-                | (running_B & ~closing_B & must_close & (sampled_B != ids.eos)),
+                | (running_B & ~closing_B & must_close_B & (sampled_B != ids.eos)),
                 decisions_Bx3=jnp.where(closing_B[:, None], decisions_Bx3, written.decisions_Bx3),
+                turns=i + 1,
             )
-            token_B = jnp.where(must_close, ids.eos, sampled_B)
-            return i + 1, cache, token_B, done_B | closing_B, written
+            return i + 1, notes, running_B & ~closing_B, written
 
         def unfinished(carry: tuple) -> jax.Array:
-            return (carry[0] < longest) & ~jnp.all(carry[3])
+            i, _, running_B, written = carry
+            patient = jnp.sum(written.closed_B) < begun.patience
+            return (i < longest) & patient & jnp.any(running_B)
 
-        start = (
-            jnp.int32(0),
-            _cache(pool, rows),
-            jnp.full(batch, ids.bos, jnp.int32),
-            ~rows.active_B,
-            Written(
-                jnp.zeros((batch, longest), jnp.int32),
-                jnp.zeros(batch, jnp.int32),
-                jnp.zeros(batch, bool),
-                jnp.zeros((batch, len(DECISIONS)), jnp.float32),
-            ),
+        nothing = Written(
+            tokens_BxM=jnp.zeros((batch, longest), jnp.int32),
+            count_B=jnp.zeros(batch, jnp.int32),
+            token_B=jnp.asarray(begun.token_B, jnp.int32),
+            closed_B=jnp.zeros(batch, bool),
+            cut_B=jnp.zeros(batch, bool),
+            decisions_Bx3=jnp.zeros((batch, len(DECISIONS)), jnp.float32),
+            turns=jnp.int32(0),
         )
-        _, cache, _, _, written = jax.lax.while_loop(unfinished, body, start)
-        return _put_back(pool, rows, cache), written
+        notes = caches.make_notes(self.config.model, batch, longest)
+        start = (jnp.int32(0), notes, jnp.asarray(rows.active_B), nothing)
+        _, notes, _, written = jax.lax.while_loop(unfinished, body, start)
+        turn_1xM = jnp.arange(longest)[None]
+        slot_BxM = rows.length_B[:, None] + turn_1xM
+        slot_BxM = jnp.where(turn_1xM < written.count_B[:, None], slot_BxM, _OUTSIDE)
+        return caches.keep(pool, rows.index_B, slot_BxM, notes), written
 
-    @functools.partial(jax.jit, static_argnums=(0, 4, 5), static_argnames="image_guided")
+    @functools.partial(jax.jit, static_argnums=(0, 4), static_argnames="image_guided")
     def denoise(
         self,
         weights: Weights,
         pool: Pool,
         rows: Rows,
         guided: bool,
-        steps: int,
-        scale: jax.Array | float,
+        course: Course,
+        image_BxHxWx3: jax.Array | None = None,
         image_guided: bool = False,
     ) -> jax.Array:
         """Paints one picture a row over caches that are not written.
 
         Guidance branches are queries of the same call: an order and a position of their own are all
         that the text-dropped branch needs to see everything before the current plan and no more.
+        Outside the guidance interval, and between the steps that `guidance_every` names, that
+        branch does not run.
 
         Args:
           weights: see `Weights`.
           pool: caches.
           rows: of the call.
-          guided: whether the text-dropped branch runs.
-          steps: velocity evaluations.
-          scale: text guidance.
+          guided: whether the text-dropped branch runs at all.
+          course: times, steps and text guidance.
+          image_BxHxWx3: uint8 pictures that rows which begin below t = 1 begin at.
           image_guided: whether `image_guidance` acts too. Its branch sees the texts only, and is
             the conditional one itself where there are no pictures.
 
@@ -311,21 +278,24 @@ class Programs:
         """
         model, sampler, ids = self.config.model, self.sampler, self.ids
         batch, n = rows.index_B.shape[0], self._count(self.size, self.codec.side)
-        orders = [rows.order_B, rows.slot_order_B][: 1 + guided]
-        positions = [rows.position_B, rows.slot_position_B][: 1 + guided]
-        branches = len(orders)
-
-        def place(tokens: int) -> Place:
-            order = jnp.repeat(jnp.stack(orders, 1), tokens, 1)
-            position = jnp.repeat(jnp.stack(positions, 1), tokens, 1)
-            return Place(order, order, order, position)
-
         und, patch, patch_id = empty_part(batch, model.und_features)
-        pair = jnp.tile(jnp.array([ids.image_start, ids.image_end], jnp.int32), branches)
-        latent_id = jnp.tile(jnp.asarray(self._latent_ids()), branches)
-        cache = _cache(pool, rows)
+        context = _read(pool, rows)
+        low, high = sampler.guidance_interval
+        every = sampler.guidance_every
+        always = (low, high) == (0.0, 1.0) and every == 1
 
-        def velocity(x_BxNxP: jax.Array, t: jax.Array) -> jax.Array:
+        def velocities(x_BxNxP: jax.Array, t_B: jax.Array, branches: int) -> jax.Array:
+            """``[B, branches * N, P]``, the conditional ones first."""
+
+            def place(tokens: int) -> Place:
+                orders = jnp.stack([rows.order_B, rows.slot_order_B][:branches], 1)
+                positions = jnp.stack([rows.position_B, rows.slot_position_B][:branches], 1)
+                order = jnp.repeat(orders, tokens, 1)
+                return Place(order, order, order, jnp.repeat(positions, tokens, 1))
+
+            pair = jnp.tile(jnp.array([ids.image_start, ids.image_end], jnp.int32), branches)
+            latent_id = jnp.tile(jnp.asarray(self._latent_ids()), branches)
+            x = jnp.tile(x_BxNxP, (1, branches, 1))
             streams = Streams(
                 text=place(2),
                 und=und,
@@ -333,31 +303,56 @@ class Programs:
                 token_BxT=jnp.broadcast_to(pair, (batch, 2 * branches)),
                 patch_BxVxQ=patch,
                 patch_id_BxV=patch_id,
-                latent_BxGxP=jnp.tile(x_BxNxP, (1, branches, 1)),
+                latent_BxGxP=x,
                 latent_id_BxG=jnp.broadcast_to(latent_id, (batch, n * branches)),
-                t_BxG=jnp.full((batch, n * branches), t),
+                t_BxG=t_B[:, None],
                 patch_image_BxV=patch_id,
             )
-            output = self.fns.forward(weights.model, streams, cache).output_BxGxP
-            x = streams.latent_BxGxP
-            v = flow.to_velocity(output, x, t, model.prediction, self.config.loss.min_t)
-            parts = jnp.split(v, branches, 1)
-            low, high = sampler.guidance_interval
-            acts = (low < t) & (t <= high)
-            return flow.guide(
-                parts[0],
-                parts[1] if guided else None,
-                parts[0] if image_guided else None,
-                text_scale=jnp.where(acts, scale, 1.0),
+            output = self.fns.forward(weights.model, streams, context).output_BxGxP
+            t = t_B[:, None, None]
+            return flow.to_velocity(output, x, t, model.prediction, self.config.loss.min_t)
+
+        def velocity(x: jax.Array, t_B: jax.Array, memory: tuple) -> tuple[jax.Array, tuple]:
+            turn, difference = memory
+
+            def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+                conditional, dropped = jnp.split(velocities(x, t_B, 2), 2, 1)
+                return conditional, dropped
+
+            def alone(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+                conditional = velocities(x, t_B, 1)
+                return conditional, conditional - difference
+
+            acts_B = (low < t_B) & (t_B <= high)
+            if not guided:
+                conditional, dropped = alone(x)
+            elif always:
+                conditional, dropped = both(x)
+            else:
+                fresh = jnp.any(acts_B) & (turn % every == 0)
+                conditional, dropped = jax.lax.cond(fresh, both, alone, x)
+            acts = acts_B[:, None, None]
+            v = flow.guide(
+                conditional,
+                dropped if guided else None,
+                conditional if image_guided else None,
+                text_scale=jnp.where(acts, course.scale, 1.0),
                 image_scale=jnp.where(acts, sampler.image_guidance, 1.0),
                 renorm=sampler.renorm,
                 renorm_min=sampler.renorm_min,
             )
+            return v, (turn + 1, conditional - dropped)
 
         shape = (n, model.latent_features)
-        eps = caches.noise(rows.seed_Bx4, shape)
-        grid = jnp.asarray(flow.time_grid(steps, sampler.timestep_shift))
-        latents = flow.integrate(velocity, eps, grid, sampler.solver)
+        start = caches.noise(rows.seed_Bx4, shape)
+        grid = jnp.asarray(course.grid_BxN)
+        if image_BxHxWx3 is not None:
+            earlier = self.codec.encode_pictures(weights.vae, image_BxHxWx3, None)
+            start = flow.interpolate(earlier, start, grid[:, :1, None])
+        memory = (jnp.int32(0), jnp.zeros_like(start))
+        latents = flow.integrate(
+            velocity, start, grid, sampler.solver, steps=course.steps, memory=memory
+        )
         rows_columns = (side // self.codec.side for side in self.size)
         return self.codec.decode(weights.vae, latents, *rows_columns)
 
@@ -436,17 +431,14 @@ class Programs:
             t_BxG=jnp.zeros(latent_id.shape),
             patch_image_BxV=jnp.zeros_like(patch_id),
         )
-        cache = _cache(pool, rows)
-        out = self.fns.forward(weights.model, streams, cache)
+        out = self.fns.forward(weights.model, streams, _read(pool, rows))
         # The model returns text, patches, latents; a copy's tokens take neighbouring slots.
         offsets = self._copy_slots(kinds)
         slot_BxS = rows.length_B[:, None] + jnp.asarray(offsets)[None]
-        slot_BxS = jnp.where(active_Bx1, slot_BxS, rows.visible_to_BxC.shape[1])
-        everything = joined([text, und, gen])
-        k, v = out.k_LxBxSxKxDh, out.v_LxBxSxKxDh
-        cache = write(cache, k, v, everything, slot_BxS)
+        slot_BxS = jnp.where(active_Bx1, slot_BxS, _OUTSIDE)
+        pool = caches.write(pool, rows.index_B, slot_BxS, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh)
         logits = self._decisions(self.fns.logits(weights.model, out.hidden_BxTxD[:, -1]))
-        return _put_back(pool, rows, cache), logits
+        return pool, logits
 
     def _copy_slots(self, kinds: tuple[Kind, ...]) -> np.ndarray:
         """Offsets of the new tokens, in the model's order, so that each copy is one span."""

@@ -1,11 +1,12 @@
-"""Rows in flight: two queues, full batches, finished rows replaced."""
+"""Rows in flight: queues of what they wait for, full batches, finished rows replaced."""
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,15 +18,69 @@ from process_gen.core.grammar import Next, Part, context_kinds, hidden_kinds
 from process_gen.core.trajectory import Image, Trajectory
 from process_gen.data.tokenizer import Tokenizer
 from process_gen.sampling.cache import FOREVER, Weights
-from process_gen.sampling.painting import Painting, Request, hide, prompt_tokens
-from process_gen.sampling.programs import Programs, Rows
+from process_gen.sampling.calls import Begun, Rows, course
+from process_gen.sampling.painting import Moment, Painting, Request, hide, prompt_tokens
+from process_gen.sampling.programs import Programs
 
-_SHORTEST_PREFILL = 16
+_SHORTEST_PREFILL, _SMALLEST_CACHE, _UNBOUNDED = 16, 128, 1 << 30
+_PATIENCE = 8  # a call for texts ends once an eighth of its rows are closed
 _PROMPTS = (Part.PROMPT, Part.BARE_PROMPT)
+_COMPLETE = ("finished", "max_images")
+
+T = TypeVar("T")
+Reading = tuple[int, Painting, str, list[int]]  # row, painting, its text and the text's tokens
+Shown = tuple[int, Painting, Image]
+
+
+def bucket(count: int, most: int, smallest: int = _SMALLEST_CACHE) -> int:
+    """The size that `count` items are padded to: 0, `smallest`, twice that, ..., `most`."""
+    if not count:
+        return 0
+    while smallest < count:
+        smallest *= 2
+    return min(smallest, most)
+
+
+@dataclasses.dataclass
+class Usage:
+    """How full the calls to the device were.
+
+    Attributes:
+      rows: by the kind of call, rows that were worked on, times the passes of the call.
+      slots: the same for the places that there were.
+      calls, passes: number of calls, and of forward passes in them.
+    """
+
+    rows: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    slots: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    calls: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    passes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def add(self, kind: str, rows: int, slots: int, passes: int = 1) -> None:
+        """Counts a call."""
+        self.rows[kind] += rows
+        self.slots[kind] += slots
+        self.calls[kind] += 1
+        self.passes[kind] += passes
+
+    def summary(self) -> dict[str, Any]:
+        """Occupancy of all calls together and by kind, calls and passes; fit for JSON."""
+        share = {kind: round(self.rows[kind] / n, 4) for kind, n in self.slots.items() if n}
+        whole = self.rows.total() / max(self.slots.total(), 1)
+        return {
+            "occupancy": round(whole, 4),
+            "occupancy_by_call": share,
+            "calls": dict(self.calls),
+            "passes": dict(self.passes),
+        }
 
 
 class Studio:
-    """Rows in flight. Twice a batch of them, so that one queue always holds a full batch."""
+    """Rows in flight, so many that one of the queues always holds a full batch.
+
+    A row waits to have its prompt read, for a text, or for a picture; once it is closed, perhaps to
+    have its last picture painted again.
+    """
 
     def __init__(
         self,
@@ -38,6 +93,7 @@ class Studio:
         requests: Iterator[Request],
         stop: Callable[[], bool],
         unfinished: bool = False,
+        usage: Usage | None = None,
     ):
         """Takes requests as rows become free.
 
@@ -51,21 +107,24 @@ class Studio:
         self.kinds = context_kinds(programs.config.data.grammar)
         self.hidden = hidden_kinds(programs.config.data.grammar)
         self.batch = self.sampler.batch
-        self.rows = self.batch if self.one_shot else 2 * self.batch
+        # With fewer, each of the three queues could lack a row.
+        self.rows = self.batch if self.one_shot else 3 * (self.batch - 1) + 1
         self.pool = programs.make_pool(self.rows)
         capacity = self.sampler.max_context
         self.visible_from = np.full((self.rows + 1, capacity), NEVER, np.int32)
         self.visible_to = np.full((self.rows + 1, capacity), PAD_ORDER, np.int32)
         self.free = list(range(self.rows))
-        self.texts: list[tuple[int, Painting, str, list[int]]] = []
-        self.pictures: list[tuple[int, Painting, Image]] = []
+        self.texts: collections.deque[Reading] = collections.deque()
+        self.pictures: collections.deque[Shown] = collections.deque()
         self.queues: dict[Next, collections.deque[tuple[int, Painting]]] = {
             Next.TEXT: collections.deque(),
             Next.IMAGE: collections.deque(),
+            Next.END: collections.deque(),
         }
         self.done: list[Painting] = []
         self.unfinished = unfinished
         self.changed: list[Painting] = []
+        self.usage = Usage() if usage is None else usage
 
     def run(self) -> Iterator[Trajectory]:
         """Yields paintings as they are finished."""
@@ -80,23 +139,30 @@ class Studio:
                     exhausted = True
                 else:
                     self._admit(request)
-            if self.texts:
-                self._read_texts()
-            elif self.pictures:
-                self._read_pictures()
-            else:
-                queue = max(self.queues, key=lambda kind: len(self.queues[kind]))
-                if self.queues[queue]:
-                    work = self.queues[queue]
-                    rows = [work.popleft() for _ in range(min(self.batch, len(work)))]
-                    (self._write_texts if queue is Next.TEXT else self._paint)(rows)
+            calls: list[tuple[int, Callable[[], None]]] = [
+                (len(self.texts), self._read_texts),
+                (len(self.pictures), self._read_pictures),
+                (len(self.queues[Next.TEXT]), self._write_texts),
+                (len(self.queues[Next.IMAGE]), self._paint),
+                (len(self.queues[Next.END]), self._paint_again),
+            ]
+            waiting, call = max(calls, key=lambda pair: min(pair[0], self.batch))
+            if waiting:
+                call()
             for painting in (*self.changed, *self.done):
                 yield painting.trajectory(time.monotonic())
             self.changed.clear()
             self.done.clear()
-            waiting = self.texts or self.pictures or any(self.queues.values())
-            if exhausted and not waiting:
+            if exhausted and not self._waiting():
                 return
+
+    def _waiting(self) -> int:
+        """Rows that wait for anything."""
+        return len(self.texts) + len(self.pictures) + sum(map(len, self.queues.values()))
+
+    def _take(self, queue: collections.deque[T]) -> list[T]:
+        """A batch of those that wait longest."""
+        return [queue.popleft() for _ in range(min(self.batch, len(queue)))]
 
     # ---- admission and dismissal -----------------------------------------------------------------
 
@@ -120,6 +186,10 @@ class Studio:
         ):
             painting.close("max_text")
         if painting.wants is Next.END:
+            again = self.sampler.final_steps and painting.finish_reason in _COMPLETE
+            if again and painting.moment is not None:
+                self.queues[Next.END].append((row, painting))
+                return
             self.visible_from[row] = NEVER
             self.visible_to[row] = PAD_ORDER
             self.free.append(row)
@@ -147,7 +217,7 @@ class Studio:
     def _need(self, painting: Painting) -> int:
         """Cache slots that the next call may take."""
         if painting.wants is Next.TEXT:
-            return self.sampler.max_text
+            return self.sampler.max_text - len(painting.written)
         if painting.part is Part.ONE_SHOT:
             return 0
         return sum(self.programs.picture_tokens[kind] for kind in self.kinds)
@@ -160,12 +230,15 @@ class Studio:
         self.texts.clear()
         self.pictures.clear()
         for row, painting in waiting:
-            painting.close("stopped")
+            painting.close(painting.finish_reason or "stopped")
+            painting.moment = None
             self._queue(row, painting)
 
     # ---- calls -----------------------------------------------------------------------------------
 
-    def _rows(self, batch: Sequence[tuple[int, Painting]]) -> Rows:
+    def _rows(
+        self, batch: Sequence[tuple[int, Painting]], moments: Sequence[Moment] | None = None
+    ) -> Rows:
         spare = self.batch - len(batch)
         index = np.array([row for row, _ in batch] + [self.rows] * spare, np.int32)
 
@@ -173,17 +246,20 @@ class Studio:
             return np.array([*values, *[0] * spare], np.int32)
 
         paintings = [painting for _, painting in batch]
-        seeds = [(self.seed, p.index, p.sample, p.segments) for p in paintings]
+        moments = moments or [painting.now for painting in paintings]
+        pairs = list(zip(paintings, moments, strict=True))
+        seeds = [(self.seed, p.index, p.sample, at.segment) for p, at in pairs]
+        slots = bucket(max(p.length for p in paintings), self.sampler.max_context)
         return Rows(
             index_B=index,
             active_B=np.arange(self.batch) < len(batch),
             length_B=column(*(p.length for p in paintings)),
-            order_B=column(*(p.order for p in paintings)),
-            position_B=column(*(p.position for p in paintings)),
-            slot_order_B=column(*(p.slot[0] for p in paintings)),
-            slot_position_B=column(*(p.slot[1] for p in paintings)),
-            visible_from_BxC=self.visible_from[index],
-            visible_to_BxC=self.visible_to[index],
+            order_B=column(*(at.order for at in moments)),
+            position_B=column(*(at.position for at in moments)),
+            slot_order_B=column(*(at.slot[0] for at in moments)),
+            slot_position_B=column(*(at.slot[1] for at in moments)),
+            visible_from_BxC=self.visible_from[index, :slots],
+            visible_to_BxC=self.visible_to[index, :slots],
             seed_Bx4=np.array(seeds + [(0, 0, 0, 0)] * spare, np.uint32),
         )
 
@@ -201,13 +277,11 @@ class Studio:
 
     def _read_texts(self) -> None:
         """Reads prompts and given texts."""
-        taken, self.texts = self.texts[: self.batch], self.texts[self.batch :]
+        taken = self._take(self.texts)
         longest = max(len(tokens) for *_, tokens in taken)
-        bucket = _SHORTEST_PREFILL
-        while bucket < longest:
-            bucket *= 2
+        room = bucket(longest, _UNBOUNDED, _SHORTEST_PREFILL)
         batch = [(row, painting) for row, painting, *_ in taken]
-        token_BxT = np.zeros((self.batch, bucket), np.int32)
+        token_BxT = np.zeros((self.batch, room), np.int32)
         count_B = np.zeros(self.batch, np.int32)
         for i, (_, painting, _, tokens) in enumerate(taken):
             if painting.part in _PROMPTS:
@@ -216,6 +290,7 @@ class Studio:
             count_B[i] = len(tokens)
         rows = self._rows(batch)
         self.pool, logits = self.programs.prefill(self.weights, self.pool, rows, token_BxT, count_B)
+        self.usage.add("read text", len(batch), self.batch)
         logits = np.asarray(logits)
         for i, (row, painting, text, tokens) in enumerate(taken):
             if painting.part in _PROMPTS:
@@ -224,30 +299,51 @@ class Studio:
                 painting.prompted(logits[i])
                 self._queue(row, painting)
             else:
-                self._end_text(row, painting, len(tokens), text, logits[i])
+                self._occupy_text(row, painting, len(tokens))
+                self._end_text(row, painting, text, logits[i])
 
-    def _write_texts(self, batch: list[tuple[int, Painting]]) -> None:
-        self.pool, written = self.programs.write_text(self.weights, self.pool, self._rows(batch))
+    def _write_texts(self) -> None:
+        """Writes on; rows that are closed leave, the others go on with the next call."""
+        batch = self._take(self.queues[Next.TEXT])
+        ids = self.programs.ids
+        token_B, count_B = np.full(self.batch, ids.bos, np.int32), np.zeros(self.batch, np.int32)
+        for i, (_, painting) in enumerate(batch):
+            count_B[i] = len(painting.written)
+            if painting.following is not None:
+                token_B[i] = painting.following
+        # While others wait, places that have become free are soon filled again.
+        patience = max(1, len(batch) // _PATIENCE) if self._waiting() else len(batch)
+        begun = Begun(token_B, count_B, np.int32(patience))
+        rows = self._rows(batch)
+        self.pool, written = self.programs.write_text(self.weights, self.pool, rows, begun)
         written = jax.device_get(written)
+        turns, counts = int(written.turns), written.count_B
+        self.usage.add("write text", int(counts[: len(batch)].sum()), self.batch * turns, turns)
+        unfinished = []
         for i, (row, painting) in enumerate(batch):
-            count = int(written.count_B[i])
-            text = self.tokenizer.decode(written.tokens_BxM[i, 1 : count - 1])
-            logits, cut = written.decisions_Bx3[i], bool(written.cut_B[i])
-            self._end_text(row, painting, count, text, logits, cut)
+            count = int(counts[i])
+            painting.written += written.tokens_BxM[i, :count].tolist()
+            painting.following = int(written.token_B[i])
+            self._occupy_text(row, painting, count)
+            if not written.closed_B[i]:
+                unfinished.append((row, painting))
+                continue
+            text = self.tokenizer.decode(painting.written[1:-1])
+            painting.written, painting.following = [], None
+            self._end_text(row, painting, text, written.decisions_Bx3[i], bool(written.cut_B[i]))
+        self.queues[Next.TEXT].extendleft(reversed(unfinished))
 
     def _end_text(
         self,
         row: int,
         painting: Painting,
-        count: int,
         text: str,
         logits: Any,
         cut: bool = False,
     ) -> None:
-        """Notes a text of `count` tokens that lies in the cache now."""
-        last_order = painting.order + count - 1
+        """Notes a text that lies in the cache now."""
+        last_order = painting.order - 1
         inspecting = painting.part is Part.INSPECTION
-        self._occupy_text(row, painting, count)
         painting.segments += 1
         painting.wrote(text, logits, cut)
         if inspecting and painting.part in (Part.REFINED_PLAN, Part.REFINED):
@@ -257,27 +353,64 @@ class Studio:
 
     def _read_pictures(self) -> None:
         """Reads given pictures."""
-        taken, self.pictures = self.pictures[: self.batch], self.pictures[self.batch :]
+        taken = self._take(self.pictures)
         batch = [(row, painting) for row, painting, _ in taken]
-        picture = np.zeros((self.batch, *self.programs.size, 3), np.uint8)
-        for i, (*_, image) in enumerate(taken):
-            picture[i] = image
-        self._end_pictures(batch, self._rows(batch), jax.device_put(picture), 0)
+        given = self._canvas([image for *_, image in taken])
+        self._end_pictures(batch, self._rows(batch), jax.device_put(given), 0)
 
-    def _paint(self, batch: list[tuple[int, Painting]]) -> None:
-        sampler, rows = self.sampler, self._rows(batch)
-        steps = sampler.one_shot_steps if self.one_shot else sampler.denoise_steps
-        scale = sampler.one_shot_guidance if self.one_shot else sampler.guidance
+    def _canvas(self, images: Sequence[Image | None]) -> np.ndarray:
+        """Pictures of a call, black where there is none."""
+        canvas = np.zeros((self.batch, *self.programs.size, 3), np.uint8)
+        for place, image in zip(canvas, images, strict=False):
+            if image is not None:
+                place[:] = image
+        return canvas
+
+    def _denoise(
+        self, batch: Sequence[tuple[int, Painting]], rows: Rows, steps: int, name: str
+    ) -> tuple[jax.Array, int]:
+        """Pictures, and how often their velocity was evaluated."""
+        sampler = self.sampler
+        shift, scale = sampler.timestep_shift, sampler.guidance
+        if self.one_shot:
+            scale = sampler.one_shot_guidance
+        elif sampler.process_shift is not None:
+            shift = sampler.process_shift
+        earlier = [painting.picture for _, painting in batch]
+        starts = [1.0 if image is None else sampler.later_start for image in earlier]
+        grids = [flow.time_grid(steps, shift, start) for start in starts]
         picture = self.programs.denoise(
             self.weights,
             self.pool,
             rows,
             scale != 1.0,
-            steps,
-            scale,
+            course(grids, self.batch, scale),
+            None if sampler.later_start == 1.0 or self.one_shot else self._canvas(earlier),
             image_guided=self.one_shot and scale > 1.0 and sampler.image_guidance > 1.0,
         )
-        self._end_pictures(batch, rows, picture, flow.evaluations(steps, sampler.solver))
+        nfe = flow.evaluations(steps, sampler.solver)
+        self.usage.add(name, nfe * len(batch), nfe * self.batch, nfe)
+        return picture, nfe
+
+    def _paint(self) -> None:
+        batch, sampler = self._take(self.queues[Next.IMAGE]), self.sampler
+        rows = self._rows(batch)
+        for _, painting in batch:
+            painting.moment = None if self.one_shot else painting.now
+        steps = sampler.one_shot_steps if self.one_shot else sampler.denoise_steps
+        picture, nfe = self._denoise(batch, rows, steps, "denoise")
+        self._end_pictures(batch, rows, picture, nfe)
+
+    def _paint_again(self) -> None:
+        """Paints last pictures once more, from where they were painted."""
+        batch = self._take(self.queues[Next.END])
+        moments = [painting.moment for _, painting in batch if painting.moment is not None]
+        rows = self._rows(batch, moments)
+        picture, nfe = self._denoise(batch, rows, self.sampler.final_steps, "denoise again")
+        pictures = np.asarray(picture)
+        for i, (row, painting) in enumerate(batch):
+            painting.repainted(pictures[i].copy(), nfe)
+            self._queue(row, painting)
 
     def _end_pictures(
         self,
@@ -295,6 +428,7 @@ class Studio:
             self.pool, found = self.programs.read_picture(
                 self.weights, self.pool, after, picture, und
             )
+            self.usage.add("read picture", len(batch), self.batch)
             logits = np.asarray(found)
         pictures = np.asarray(picture)
         for i, (row, painting) in enumerate(batch):

@@ -110,7 +110,7 @@ def test_training_times_are_logit_normal():
 # ---- solvers -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize("solver", ["euler", "heun", "adams", "dpm"])
 @pytest.mark.parametrize(("steps", "shift"), [(1, 1.0), (7, 3.0)])
 def test_an_exact_velocity_gives_the_data_back(solver, steps, shift):
     grid = jnp.asarray(time_grid(steps, shift))
@@ -141,6 +141,57 @@ def test_heun_is_of_second_order_and_euler_of_first():
     for coarse, fine in zip(heun, heun[1:], strict=False):
         assert 3.5 < coarse / fine < 4.7
     assert heun[0] < euler[0] / 5
+
+
+def gaussian_error(solver, steps):
+    """Data of mean 1 and deviation 1/2, whose velocity is known, against the exact end."""
+    grid = jnp.asarray(time_grid(steps, 1.0))
+
+    def velocity(x, t):
+        variance = (0.5 * (1 - t)) ** 2 + t**2
+        # x_t = (1 - t) + standard normal * root of the variance
+        return -1.0 + (x - (1 - t)) * (t - 0.25 * (1 - t)) / variance
+
+    return abs(float(integrate(velocity, jnp.float32(1.5), grid, solver)) - (1.0 + 1.5 * 0.5))
+
+
+def test_two_step_methods_are_better_at_one_evaluation_a_step():
+    adams = [error_of("adams", n) for n in (8, 16, 32)]
+    for coarse, fine in zip(adams, adams[1:], strict=False):
+        assert 3.2 < coarse / fine < 4.7
+    for solver in ("adams", "dpm"):
+        assert gaussian_error(solver, 12) < gaussian_error("euler", 12) / 3
+        assert evaluations(12, solver) == 12
+
+
+def test_rows_have_grids_of_their_own():
+    grids = np.stack([time_grid(4, 1.0), np.array([0.5, 0.25, 0, 0, 0], np.float32)])
+
+    def velocity(x, t):
+        return x - 0.3 * t[:, None]
+
+    for solver in ("euler", "adams", "dpm"):
+        both = integrate(velocity, jnp.ones((2, 3)), jnp.asarray(grids), solver, steps=4)
+        for row, grid in enumerate((grids[0], grids[1, :3])):
+            alone = integrate(velocity, jnp.ones((1, 3)), jnp.asarray(grid)[None], solver)
+            np.testing.assert_allclose(both[row], alone[0], rtol=1e-6)
+        assert np.abs(both[0] - both[1]).max() > 1e-2
+    np.testing.assert_allclose(time_grid(4, 3.0, start=0.6)[0], 0.6, rtol=1e-6)
+
+
+def test_what_a_velocity_remembers():
+    def velocity(x, t, memory):
+        return x, memory + 1.0
+
+    def counted(x, t, memory):
+        return jnp.where(memory < 2.5, x, 0.0), memory + 1.0
+
+    start, grid = jnp.float32(2.0), jnp.asarray(time_grid(4, 1.0))
+    whole, three = (
+        integrate(f, start, grid, "euler", memory=jnp.float32(0)) for f in (velocity, counted)
+    )
+    np.testing.assert_allclose(three, 2.0 * 0.75**3, rtol=1e-6)
+    np.testing.assert_allclose(whole, three * 0.75, rtol=1e-6)
 
 
 def test_times_given_to_the_velocity():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import strokes_tiny
-from launch import bench_bagel, bench_timing, bench_train, benchmark, common
+from launch import bench_bagel, bench_sample, bench_timing, bench_train, benchmark, common
 from process_gen.core.configs import from_mapping
 from process_gen.models import flops
 
@@ -83,10 +83,15 @@ def test_a_step_is_measured():
     )
 
 
+def test_mixed_prompts_hold_every_tag():
+    words = bench_sample.mixed_prompts(21)
+    assert len(set(words)) > 14 and len({len(w.split()) for w in words}) > 3
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("suite", ["bagel_cpu", "data", "train"])
+@pytest.mark.parametrize("suite", ["sample", "bagel_cpu", "data", "train"])
 def test_every_suite_prints_an_object(suite, capsys):
-    arguments = ["x", f"--suite={suite}", "--rounds=1", "--json"]
+    arguments = ["x", f"--suite={suite}", "--rounds=1", "--prompts=32", "--json"]
     if suite in ("train", "data"):
         arguments.append("--config=configs/strokes_tiny.py")
     common.run(benchmark.main, benchmark.define_flags, benchmark.__doc__ or "", arguments)

@@ -31,7 +31,7 @@ class Painter:
     def __init__(self):
         self.interrupt_after, self.painted = None, 0
 
-    def stream(self, prompts, *, mode, seed, num, size, images, stop, skip=(), **settings):
+    def stream(self, prompts, *, mode, seed, num, size, images, stop, usage, skip=(), **settings):
         assert size is None or size == (16, 16)
         for i, item in enumerate(prompts):
             for sample in range(num):

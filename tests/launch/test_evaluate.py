@@ -46,7 +46,7 @@ class PerfectPainter:
     def __init__(self):
         self.wrong, self.interrupt_after, self.asked = 0, None, []
 
-    def stream(self, prompts, *, mode, seed, num, size, images, stop, **settings):
+    def stream(self, prompts, *, mode, seed, num, size, images, stop, usage, **settings):
         self.asked.append((mode, seed, num, size, settings))
         rng = np.random.default_rng(seed)
         for i, requirement in enumerate(prompts):
@@ -156,7 +156,7 @@ def test_a_file_that_cannot_be_scored(painter, tmp_path, capsys, text, words):
 class Apprentice(PerfectPainter):
     """Paints step by step like the training data, and goes on with what it is given."""
 
-    def stream(self, prompts, *, mode, seed, num, size, images, stop, **settings):
+    def stream(self, prompts, *, mode, seed, num, size, images, stop, usage, **settings):
         options = StrokesOptions(prompts="held_out", conflict=0.3, misalignment=0.3)
         for i, given in enumerate(prompts):
             if isinstance(given, Trajectory):

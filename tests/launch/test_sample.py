@@ -39,7 +39,7 @@ class FakePainter:
     def __init__(self, interrupt_after=None):
         self.asked, self.interrupt_after = [], interrupt_after
 
-    def stream(self, prompts, *, mode, seed, num, size, images, stop, skip=(), **settings):
+    def stream(self, prompts, *, mode, seed, num, size, images, stop, usage, skip=(), **settings):
         self.asked.append({"mode": mode, "seed": seed, "num": num, "size": size, **settings})
         places = [(i, s) for i in range(len(prompts)) for s in range(num) if (i, s) not in skip]
         for n, (index, number) in enumerate(reversed(places)):

@@ -17,9 +17,10 @@ from process_gen.core.grammar import Next, from_segments, to_segments
 from process_gen.core.trajectory import validate
 from process_gen.data.tokenizer import load_tokenizer, token_ids
 from process_gen.models import functional
+from process_gen.sampling.calls import Written
 from process_gen.sampling.painter import Painter, load
 from process_gen.sampling.painting import DECISIONS
-from process_gen.sampling.programs import Programs, Written
+from process_gen.sampling.programs import Programs
 from process_gen.train import optimizer, state, step
 
 PLAN = "<ins>add a dot</ins><des>a dot</des>"
@@ -124,13 +125,16 @@ def script(monkeypatch, params):
         texts, decisions = [line[0] for line in lines], [line[1] for line in lines]
         tokenizer = Says(*texts)
 
-        def write_text(self, params, pool, rows):
+        def write_text(self, params, pool, rows, begun):
             token_BxT = np.tile(np.array([tokenizer.bos, tokenizer.eos], np.int32), (2, 8))
             count_B = np.where(rows.active_B, 2, 0).astype(np.int32)
             pool, _ = self.prefill(params, pool, rows, token_BxT, count_B)
             wanted = decisions[min(tokenizer.asked, len(decisions) - 1)]
             logits = np.tile([float(d is wanted) for d in DECISIONS], (2, 1))
-            return pool, Written(token_BxT, count_B, count_B * 0 + (wanted == "cut"), logits)
+            closed, cut = count_B > 0, count_B * 0 + (wanted == "cut")
+            return pool, Written(
+                token_BxT, count_B, begun.token_B, closed, cut, logits, np.int32(2)
+            )
 
         monkeypatch.setattr(Programs, "write_text", write_text)
         painter = Painter(CONFIG, params, tokenizer=tokenizer)

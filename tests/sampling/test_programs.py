@@ -17,8 +17,9 @@ from process_gen.models import functional
 from process_gen.models.image_codecs import PixelCodec, normalise
 from process_gen.models.unified import Streams
 from process_gen.sampling.cache import FOREVER, Weights
+from process_gen.sampling.calls import Begun, Rows, course
 from process_gen.sampling.painting import DECISIONS
-from process_gen.sampling.programs import Programs, Rows
+from process_gen.sampling.programs import Programs
 from process_gen.strokes.plans import StrokesOptions, trajectory_at
 
 TOKENIZER = load_tokenizer()
@@ -117,8 +118,9 @@ class Walk:
         return np.asarray(logits)[1]
 
     def denoise(self, guided: bool) -> np.ndarray:
+        at = course([flow.time_grid(1, 1.0)] * 2, 2, 2.0)
         picture = self.programs.denoise(
-            Weights(self.params, None), self.pool, self.rows(9), guided, 1, 2.0
+            Weights(self.params, None), self.pool, self.rows(9), guided, at
         )
         return np.asarray(picture)[1]
 
@@ -219,8 +221,9 @@ def test_greedy_text_is_what_a_full_pass_would_choose():
     walk.reserve()
     walk.text(prompt_text("a red circle", "process"))
     before, order, position = walk.length, walk.order, walk.position
+    begun = Begun(np.full(2, IDS.bos, np.int32), np.zeros(2, np.int32), np.int32(1))
     walk.pool, written = walk.programs.write_text(
-        Weights(walk.params, None), walk.pool, walk.rows()
+        Weights(walk.params, None), walk.pool, walk.rows(), begun
     )
     count = int(written.count_B[1])
     tokens = np.asarray(written.tokens_BxM)[1, :count]

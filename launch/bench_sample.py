@@ -1,0 +1,235 @@
+"""The sampler's pieces at several batch sizes, whole trajectories, and 1,000 mixed prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from launch import bench_timing
+from process_gen.core import flow_matching as flow
+from process_gen.core.configs import SamplerConfig
+from process_gen.models import flops
+from process_gen.sampling.cache import FOREVER
+from process_gen.sampling.calls import Begun, Rows, course
+from process_gen.sampling.painter import Painter
+from process_gen.sampling.programs import Programs
+from process_gen.sampling.studio import Usage, bucket
+from process_gen.strokes import prompts as strokes_prompts
+
+CONTEXT, PROMPT, WRITTEN = 128, 32, 32
+BATCHES = (1, 4, 16, 64)
+
+
+def _rows(batch: int, length: int) -> Rows:
+    """Rows that see the same number of earlier tokens."""
+    slots = bucket(length, 1 << 30)
+    used = np.arange(slots) < length
+    order = np.where(used, np.arange(slots), np.iinfo(np.int32).max).astype(np.int32)
+    to = np.where(used, FOREVER, -1).astype(np.int32)
+    number = np.full(batch, length, np.int32)
+    return Rows(
+        index_B=np.arange(batch, dtype=np.int32),
+        active_B=np.ones(batch, bool),
+        length_B=number,
+        order_B=number + 1,
+        position_B=number,
+        slot_order_B=number - length // 2,
+        slot_position_B=number - length // 2,
+        visible_from_BxC=np.tile(order, (batch, 1)),
+        visible_to_BxC=np.tile(to, (batch, 1)),
+        seed_Bx4=np.zeros((batch, 4), np.uint32),
+    )
+
+
+def pieces(programs: Programs, painter: Painter, batch: int, steps: int) -> dict[str, Callable]:
+    """Calls of one batch size. What writes to the pool keeps it."""
+    pool = [programs.make_pool(batch)]
+    rows, empty = _rows(batch, CONTEXT), _rows(batch, 0)
+    tokens = np.ones((batch, PROMPT), np.int32)
+    counts = np.full(batch, PROMPT, np.int32)
+    image = np.zeros((batch, *programs.size, 3), np.uint8)
+    # So many tokens before its end that the text is written in one call of `WRITTEN` turns.
+    longest = programs.sampler.max_text
+    begun = Begun(
+        np.full(batch, 5, np.int32), np.full(batch, longest - WRITTEN, np.int32), np.int32(batch)
+    )
+
+    def keeping(call: Callable[..., Any], *args: Any) -> Any:
+        pool[0], rest = call(painter.weights, pool[0], *args)
+        return rest
+
+    at = course([flow.time_grid(steps, 1.0)] * batch, batch, 2.0)
+
+    def paint(guided: bool) -> Any:
+        return programs.denoise(painter.weights, pool[0], rows, guided, at)
+
+    return {
+        "prefill": functools.partial(keeping, programs.prefill, empty, tokens, counts),
+        "decode": functools.partial(keeping, programs.write_text, rows, begun),
+        "denoise": lambda: paint(False),
+        "guided": lambda: paint(True),
+        "re-encode": functools.partial(keeping, programs.read_picture, rows, image),
+    }
+
+
+def _piece_flops(programs: Programs, batch: int, steps: int, turns: dict[str, float]) -> dict:
+    model = programs.config.model
+    n = (programs.size[0] // programs.codec.side) * (programs.size[1] // programs.codec.side)
+    one = sum(flops.forward(model, flops.velocity(n, CONTEXT)).values())
+    other = sum(flops.forward(model, flops.velocity(n, CONTEXT // 2)).values())
+    copies = sum(programs.picture_tokens.values())
+    read = flops.Work(
+        text=2 * len(programs.picture_tokens),
+        patches=programs.picture_tokens[max(programs.picture_tokens, key=lambda k: k.value)] - 2,
+        latents=n,
+        pairs=copies * (CONTEXT + copies),
+        labels=1,
+        times=1,
+    )
+    prefill = flops.Work(text=PROMPT, pairs=PROMPT * (PROMPT + 1) // 2, labels=1)
+    written = sum(
+        sum(flops.forward(model, flops.written_token(CONTEXT + i)).values())
+        for i in range(int(turns["decode"]))
+    )
+    return {
+        "prefill": batch * sum(flops.forward(model, prefill).values()),
+        "decode": batch * written,
+        "denoise": batch * steps * one,
+        "guided": batch * steps * (one + other),
+        "re-encode": batch * sum(flops.forward(model, read).values()),
+    }
+
+
+def measure_pieces(painter: Painter, rounds: int, best: float, size: tuple[int, int]) -> list:
+    """A row of numbers for each batch size."""
+    steps = painter.config.sampler.denoise_steps
+    found = []
+    for batch in BATCHES:
+        programs = painter._bound(dataclasses.replace(painter.config.sampler, batch=batch), size)
+        calls = pieces(programs, painter, batch, steps)
+        turns = {"decode": float(np.asarray(calls["decode"]().turns))}
+        needed = _piece_flops(programs, batch, steps, turns)
+        times = bench_timing.interleaved(calls, rounds)
+        passes = {"denoise": steps, "guided": steps, "decode": turns["decode"]}
+        found.append({
+            "batch": batch,
+            **{
+                name: t.summary(
+                    ms_a_pass=round(1e3 * t.median / passes.get(name, 1), 4),
+                    of_peak=round(needed[name] / t.median / best, 4),
+                )
+                for name, t in times.items()
+            },
+        })  # fmt: skip
+    return found
+
+
+def mixed_prompts(count: int, seed: int = 0) -> list[str]:
+    """Prompts of every tag in turn, long and short."""
+    tags = strokes_prompts.TAGS
+    each = -(-count // len(tags))
+    drawn = [strokes_prompts.held_out_requirements(tag, each, seed) for tag in tags]
+    mixed = [found["prompt"] for group in zip(*drawn, strict=True) for found in group]
+    return mixed[:count]
+
+
+def serve(painter: Painter, prompts: Sequence[str], mode: str, **settings: Any) -> dict[str, Any]:
+    """Paints a queue of prompts: what was compiled on the way, and how full the batches were."""
+    usage, lengths = Usage(), []
+    started = time.perf_counter()
+    with bench_timing.compilations() as counter:
+        for trajectory in painter.stream(prompts, mode=mode, usage=usage, **settings):
+            lengths.append(len(trajectory.images))
+    seconds = time.perf_counter() - started
+    return {
+        "prompts": len(prompts),
+        "pictures": sum(lengths),
+        "seconds": round(seconds, 2),
+        "compilations": counter.count,
+        **usage.summary(),
+    }
+
+
+def trajectory_growth(painter: Painter, rounds: int) -> list[dict[str, Any]]:
+    """Seconds of a batch of trajectories that are cut after 1 to 12 pictures."""
+    words = mixed_prompts(painter.config.sampler.batch)
+    found = []
+    for count in (1, 2, 3, 4, 6, 8, 12):
+
+        def run(count: int = count) -> int:
+            done = painter.paint(words, max_images=count, seed=1)
+            return sum(len(t.images) for t in done)
+
+        run()
+        times, pictures = bench_timing.Times(), 0
+        for _ in range(rounds):
+            started = time.perf_counter()
+            pictures = run()
+            times.seconds.append(time.perf_counter() - started)
+        found.append(times.summary(max_images=count, pictures=pictures))
+    return found
+
+
+def one_shot_ratio(painter: Painter, rounds: int, steps: int = 50) -> dict[str, Any]:
+    """Process paintings of three pictures beside one-shot pictures, in the same rounds.
+
+    The process model's own settings against `steps` one-shot steps and the config's own number.
+    """
+    sampler: SamplerConfig = painter.config.sampler
+    words = mixed_prompts(sampler.batch)
+    three = [t for t in painter.paint(words, max_images=3) if len(t.images) == 3]
+    usage = Usage()
+    calls = {
+        "process": lambda: list(painter.stream(words, max_images=3, usage=usage)),
+        "one_shot": lambda: painter.paint(words, mode="one_shot"),
+        f"one_shot_{steps}": lambda: painter.paint(words, mode="one_shot", one_shot_steps=steps),
+    }
+    times = bench_timing.interleaved(calls, rounds)
+    return {
+        "paintings_of_three": len(three),
+        "paintings": len(words),
+        **{name: t.summary() for name, t in times.items()},
+        f"process_over_one_shot_{steps}": round(
+            times["process"].median / times[f"one_shot_{steps}"].median, 3
+        ),
+        "process_over_one_shot": round(times["process"].median / times["one_shot"].median, 3),
+    }
+
+
+def measure_all(
+    painter: Painter, rounds: int, dtypes: tuple[str, ...], prompts: int
+) -> dict[str, Any]:
+    """Every number of the suite."""
+    model, size = painter.config.model, painter._default_size()
+    n = (size[0] // painter._codec.side) * (size[1] // painter._codec.side)
+    shapes = [(b * n, model.width, model.mlp_width) for b in (16, 64, 128)]
+    shapes += [(b * n, model.mlp_width, model.width) for b in (16, 64, 128)]
+    peak = bench_timing.peaks(shapes, dtypes)
+    best = 1e9 * peak["gflops"]["float32"]
+    words = mixed_prompts(prompts)
+    pool, programs = jax.devices()[0].device_kind, painter._bound(painter.config.sampler, size)
+    found: dict[str, Any] = {
+        "device": pool,
+        "peak": peak,
+        "pieces": measure_pieces(painter, rounds, best, size),
+        "by_pictures": trajectory_growth(painter, max(1, rounds // 2)),
+        "against_one_shot": one_shot_ratio(painter, rounds),
+    }
+    rows = _rows(painter.config.sampler.batch, CONTEXT)
+    abstract = jax.eval_shape(lambda: programs.make_pool(painter.config.sampler.batch))
+    at = course([flow.time_grid(10, 1.0)], painter.config.sampler.batch, 2.0)
+    args = (programs, painter.weights, abstract, rows, True, at)
+    found["denoise_memory"] = bench_timing.memory(Programs.denoise.lower(*args).compile())
+    serve(painter, mixed_prompts(min(200, prompts), seed=1), "process")  # warms every size
+    found["serving"] = serve(painter, words, "process")
+    found["denoise_compile_seconds"] = bench_timing.compile_seconds(
+        lambda: Programs.denoise.lower(*args)
+    )
+    found["peak_memory_mb"] = bench_timing.peak_memory_mb()
+    return found
