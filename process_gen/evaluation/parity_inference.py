@@ -27,6 +27,7 @@ from process_gen.evaluation.parity_training import (
     pixels,
 )
 from process_gen.sampling.cache import Weights
+from process_gen.sampling import cache as caches
 from process_gen.sampling.contexts import (
     IMAGE_DROPPED,
     MAIN,
@@ -111,8 +112,8 @@ def inference(model: Model, x: Arrays) -> Computed:
                 reader.add_picture(row, kind, *pictures[op])
         computed |= _describe(f"out.ctx_{name}", reader, row)
     used = slice(0, int(reader.contexts.length[MAIN]))
-    computed["out.ctx_main.k"] = reader.contexts.pool.k[:, MAIN, used]
-    computed["out.ctx_main.v"] = reader.contexts.pool.v[:, MAIN, used]
+    k, v = caches.tokens(reader.contexts.pool, MAIN)
+    computed["out.ctx_main.k"], computed["out.ctx_main.v"] = k[:, used], v[:, used]
     said: list[int] = []
     if "decode_steps" in x or x.names("out.decode."):
         said = _decode(reader.fork(), x.scalar("decode_steps"), computed)

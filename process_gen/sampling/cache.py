@@ -57,6 +57,15 @@ def grown(pool: Pool, extra: int) -> Pool:
     return Pool(tuple(pad(x, -1) for x in pool.k), tuple(pad(x, -2) for x in pool.v))
 
 
+def tokens(pool: Pool, row: int) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of a row's slots, ``[L, C, K, Dh]``: a copy, for comparisons."""
+
+    def layers(parts: tuple[jax.Array, ...]) -> jax.Array:
+        return parts[0][:, row] if _stacked(parts) else jnp.stack([x[row] for x in parts])
+
+    return layers(pool.k).transpose(0, 3, 1, 2), layers(pool.v).swapaxes(1, 2)
+
+
 def read(
     pool: Pool, index_B: jax.Array, visible_from_BxC: jax.Array, visible_to_BxC: jax.Array
 ) -> list[Cache]:

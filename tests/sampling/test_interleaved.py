@@ -158,16 +158,18 @@ def test_a_painted_picture_is_read_back_in_both_copies(painter, monkeypatch):
     decisions = []
     from process_gen.core.grammar import Next
     from process_gen.sampling.painting import DECISIONS, Painting
-    from process_gen.sampling.programs import Programs, Written
+    from process_gen.sampling.calls import Written
+    from process_gen.sampling.programs import Programs
 
     ids = painter._tokenizer
 
-    def write_text(self, weights, pool, rows):
+    def write_text(self, weights, pool, rows, begun):
         tokens = np.tile(np.array([ids.bos, ids.eos], np.int32), (1, 8))
         count = np.where(rows.active_B, 2, 0).astype(np.int32)
         pool, _ = self.prefill(weights, pool, rows, tokens, count)
         logits = np.array([[float(d is Next.END) for d in DECISIONS]])
-        return pool, Written(tokens, count, count * 0, logits)
+        closed = count > 0
+        return pool, Written(tokens, count, begun.token_B, closed, ~closed, logits, np.int32(2))
 
     painted = Painting.painted
 

@@ -118,8 +118,11 @@ def test_the_last_picture_is_painted_once_more(painter, plain):
         assert all(map(np.array_equal, more.images[:-1], few.images[:-1]))
         assert not np.array_equal(more.images[-1], few.images[-1])
         assert np.array_equal(more.images[-1], more.final_image)
-    # With as many steps, in the same context and from the same noise, it is the same picture.
-    assert same(painter.paint(PROMPTS, final_steps=3), plain)
+    # With as many steps, in the same context and from the same noise, it is the same picture; the
+    # sums of a wider cache are taken in another order.
+    for once, again in zip(plain, painter.paint(PROMPTS, final_steps=3), strict=True):
+        for a, b in zip(once.images, again.images, strict=True):
+            assert np.abs(a.astype(int) - b).max() <= 1
 
 
 @pytest.mark.slow
