@@ -26,8 +26,8 @@ from process_gen.evaluation.parity_training import (
     channels_first,
     pixels,
 )
-from process_gen.sampling.cache import Weights
 from process_gen.sampling import cache as caches
+from process_gen.sampling.cache import Weights
 from process_gen.sampling.contexts import (
     IMAGE_DROPPED,
     MAIN,

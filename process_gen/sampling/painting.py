@@ -260,9 +260,10 @@ class Painting:
         self.picture = image
         self.nfe += nfe
         self.moment = None
-        step = self.steps[-1]
-        name = "sketch" if step.refined is None else "refined"
-        self.steps[-1] = dataclasses.replace(step, **{name: image})
+        # A step that was planned when the painting was closed has no picture.
+        last = max(i for i, step in enumerate(self.steps) if step.sketch is not None)
+        name = "sketch" if self.steps[last].refined is None else "refined"
+        self.steps[last] = dataclasses.replace(self.steps[last], **{name: image})
 
     def _move(self, part: Part, logits: Sequence[float]) -> None:
         decision = self.decided.popleft() if self.decided else choose(part, logits)

@@ -157,8 +157,8 @@ def test_a_painted_picture_is_read_back_in_both_copies(painter, monkeypatch):
     monkeypatch.setattr(painter._tokenizer, "decode", lambda ids: next(texts), raising=False)
     decisions = []
     from process_gen.core.grammar import Next
-    from process_gen.sampling.painting import DECISIONS, Painting
     from process_gen.sampling.calls import Written
+    from process_gen.sampling.painting import DECISIONS, Painting
     from process_gen.sampling.programs import Programs
 
     ids = painter._tokenizer
