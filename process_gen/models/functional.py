@@ -106,13 +106,13 @@ def apart(params: Params) -> Params:
     """
     if isinstance(params["layers"], tuple):
         return params
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    return {**params, "layers": _cut(params["layers"])}
 
-    @jax.jit
-    def cut(stacked: Params) -> tuple[Params, ...]:
-        return tuple(jax.tree.map(lambda w, i=i: w[i], stacked) for i in range(count))
 
-    return {**params, "layers": cut(params["layers"])}
+@jax.jit
+def _cut(stacked: Params) -> tuple[Params, ...]:
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    return tuple(jax.tree.map(lambda w, i=i: w[i], stacked) for i in range(count))
 
 
 def together(params: Params) -> Params:

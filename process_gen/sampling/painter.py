@@ -70,6 +70,8 @@ class Painter:
     ):
         """Takes weights as `models.functional` gives them, and as `models.vae` does for its codec.
 
+        Without weights (None) it paints once `with_params` has given it some.
+
         Raises:
           CheckpointError: the codec's weights are missing.
         """
@@ -265,7 +267,8 @@ class Painter:
 
 
 def _arranged(config: Config, params: Any) -> Any:
-    return functional.apart(params) if config.model.layers == "unroll" else params
+    inlined = params is not None and config.model.layers == "unroll"
+    return functional.apart(params) if inlined else params
 
 
 def load(path: str = "", *, weights: str = "ema", step: int | str = "latest") -> Painter:
