@@ -13,7 +13,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import shlex
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +39,7 @@ from process_gen.core.batch import (
     stack,
 )
 from process_gen.core.configs import Config, SamplerConfig, from_mapping
+from process_gen.core.errors import ConfigError
 from process_gen.core.grammar import Kind, Part, Segment
 from process_gen.models import flops, functional
 from process_gen.sampling.cache import Weights
@@ -233,15 +238,76 @@ def build(config: Config, seed: int = 0) -> Work:
     )
 
 
-def measure_all(rounds: int, dtypes: tuple[str, ...] = ("float32",)) -> dict[str, Any]:
-    """Every number of the suite."""
+class Reference:
+    """Another program that does the same work: one call for each line that names it.
+
+    `tests/parity/time_reference.py` is one. It answers every line with a line when it is done.
+    """
+
+    def __init__(self, command: str):
+        self._command = command
+        self._process = subprocess.Popen(
+            shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def run(self, name: str) -> None:
+        """Has a piece of work done.
+
+        Raises:
+          ConfigError: the program has ended; what it said is on the standard error.
+        """
+        given, answers = self._process.stdin, self._process.stdout
+        assert given and answers
+        with contextlib.suppress(BrokenPipeError):  # it has no answer then
+            print(name, file=given, flush=True)
+        if not answers.readline():
+            code = self._process.wait()
+            raise ConfigError(f"--reference: {self._command!r} ended with {code} at {name!r}")
+
+    def close(self) -> None:
+        """Ends the program."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
+
+def beside(
+    calls: Mapping[str, Callable[[], Any]], reference: Reference
+) -> dict[str, Callable[[], Any]]:
+    """Each call followed by the same work of the reference."""
+    found: dict[str, Callable[[], Any]] = {}
+    for name, call in calls.items():
+        found[name] = call
+        found[f"reference {name}"] = functools.partial(reference.run, name)
+    return found
+
+
+def measure_all(
+    rounds: int, dtypes: tuple[str, ...] = ("float32",), reference: str = ""
+) -> dict[str, Any]:
+    """Every number of the suite.
+
+    Args:
+      rounds: times that each call is measured.
+      dtypes: of the peak.
+      reference: command of a `Reference`, which does the same calls in turn with ours; its ratios
+        are its medians over ours.
+    """
     config = read_config()
     work = build(config)
     model = config.model
     und, gen = 280, 384
     shapes = [(und, model.width, model.mlp_width), (gen, model.width, model.mlp_width)]
     shapes += [(gen, model.mlp_width, model.width), (gen, model.width, 512)]
-    found = bench_timing.interleaved(work.calls, rounds)
+    if reference:
+        other = Reference(reference)
+        found = bench_timing.interleaved(beside(work.calls, other), rounds)
+        other.close()
+    else:
+        found = bench_timing.interleaved(work.calls, rounds)
+    ours = {name: found[name] for name in work.calls}
+    theirs = {name: found[key] for name in ours if (key := f"reference {name}") in found}
     again = bench_timing.peaks(shapes, dtypes)
     best = 1e9 * again["gflops"]["float32"]
     return {
@@ -254,7 +320,11 @@ def measure_all(rounds: int, dtypes: tuple[str, ...] = ("float32",)) -> dict[str
                 gflops=round(work.flops[name] / times.median / 1e9, 2),
                 of_peak=round(work.flops[name] / times.median / best, 4),
             )
-            for name, times in found.items()
+            for name, times in ours.items()
+        },
+        "reference": {
+            name: times.summary(ratio=round(times.median / ours[name].median, 3))
+            for name, times in theirs.items()
         },
         "train_memory": bench_timing.memory(work.compiled["train"]),
         "train_compile_seconds": bench_timing.compile_seconds(work.lower["train"]),

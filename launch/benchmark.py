@@ -11,6 +11,8 @@
 --rounds=N            timed rounds of each call, interleaved (5)
 --prompts=N           length of the queue that is served (1000); sample
 --per_tag=N           prompts of each of the seven tags (100); steps
+--reference=COMMAND   a program that does the same work, in turn with ours; bagel_cpu
+                      (tests/parity/time_reference.py times the PyTorch code of BAGEL)
 --bf16                the peak in bfloat16 too
 --json                the whole result as one JSON object on the last line
 --out=FILE            the same into a file
@@ -44,6 +46,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("rounds", 5, "timed rounds", 1, flag_values=values)
     flags.DEFINE_integer("prompts", 1000, "length of the queue", 1, flag_values=values)
     flags.DEFINE_integer("per_tag", 100, "prompts of a tag", 1, flag_values=values)
+    flags.DEFINE_string("reference", "", "command beside which ours runs", flag_values=values)
     flags.DEFINE_boolean("bf16", False, "the peak in bfloat16 too", flag_values=values)
     flags.DEFINE_boolean("json", False, "print a JSON object", flag_values=values)
     flags.DEFINE_string("out", "", "file for the JSON object", flag_values=values)
@@ -54,7 +57,7 @@ def run_suite(values: flags.FlagValues) -> dict[str, Any]:
     rounds = values.rounds
     dtypes = ("float32", "bfloat16") if values.bf16 else ("float32",)
     if values.suite == "bagel_cpu":
-        return bench_bagel.measure_all(rounds, dtypes)
+        return bench_bagel.measure_all(rounds, dtypes, values.reference)
     if values.suite == "sample":
         painter = process_gen.load(values.checkpoint)
         return bench_sample.measure_all(painter, rounds, dtypes, values.prompts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from configs import strokes_tiny
 from launch import bench_bagel, bench_sample, bench_timing, bench_train, benchmark, common
 from process_gen.core.configs import from_mapping
+from process_gen.core.errors import ConfigError
 from process_gen.models import flops
 
 
@@ -52,6 +54,26 @@ def test_rounds_are_interleaved():
     summary = times["a"].summary(more=1)
     assert summary["rounds"] == 3 and summary["more"] == 1
     assert summary["ms_min"] <= summary["ms"] <= summary["ms_max"]
+
+
+def test_a_reference_works_in_turn_with_ours(tmp_path):
+    program = tmp_path / "reference.py"
+    program.write_text(
+        "import sys\n"
+        "for line in sys.stdin:\n"
+        "    if line == 'broken\\n': sys.exit(3)\n"
+        f"    with open({str(tmp_path / 'seen')!r}, 'a') as file: file.write(line)\n"
+        "    print('done', flush=True)\n"
+    )
+    reference = bench_bagel.Reference(f"{sys.executable} {program}")
+    calls = {name: lambda name=name: reference.run(f"ours {name}") for name in "ab"}
+    bench_timing.interleaved(bench_bagel.beside(calls, reference), 2)
+    assert (tmp_path / "seen").read_text().splitlines() == ["ours a", "a", "ours b", "b"] * 3
+    with pytest.raises(ConfigError, match="ended with 3 at 'broken'"):
+        reference.run("broken")
+    with pytest.raises(ConfigError, match="ended with 3"):
+        reference.run("a")  # and it stays so
+    reference.close()
 
 
 def test_compilations_are_counted():
