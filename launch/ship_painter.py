@@ -28,6 +28,7 @@ from process_gen.checkpoint import shipped
 from process_gen.core.configs import DataConfig, SamplerConfig
 from process_gen.core.errors import ConfigError
 from process_gen.core.settings import build
+from process_gen.models import functional
 
 
 def _scores(files: list[str]) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def main(values: flags.FlagValues) -> None:
         "recipe": Path(values.recipe).read_text() if values.recipe else "",
         "scores": _scores(values.scores),
     }
-    card = shipped.write(out, config, painter.weights.model, about)
+    card = shipped.write(out, config, functional.together(painter.weights.model), about)
     size = sum(f.stat().st_size for f in Path(out).iterdir())
     print(f"{out}: {card['parameters']:,} parameters, {size / 1e6:.1f} MB")
 
