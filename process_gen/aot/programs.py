@@ -16,13 +16,15 @@ from jax.sharding import Mesh, NamedSharding
 
 from process_gen.aot.full_pack import full_pack
 from process_gen.core import axes
+from process_gen.core import flow_matching as flow
 from process_gen.core.configs import Config
 from process_gen.core.errors import ConfigError
 from process_gen.data.tokenizer import load_tokenizer, token_ids
 from process_gen.models import flops, functional
 from process_gen.models.shapes import vae_shapes
-from process_gen.sampling.cache import Pool, Weights
-from process_gen.sampling.programs import Programs, Rows
+from process_gen.sampling.cache import Pool, Weights, make_pool
+from process_gen.sampling.calls import Begun, Course, Rows, course
+from process_gen.sampling.programs import Programs
 from process_gen.sharding import rules
 from process_gen.train import latents, loop, optimizer, step
 from process_gen.train import state as state_lib
@@ -105,12 +107,17 @@ def denoise(config: Config, mesh: Mesh) -> Program:
     one = flops.velocity(side * side, sampler.max_context)
     work = one * (sampler.batch * sampler.denoise_steps * (1 + guided))
 
-    def run(weights: Weights, pool: Pool, rows: Rows, scale: Any) -> Any:
-        return programs.denoise(weights, pool, rows, guided, sampler.denoise_steps, scale)
+    grid = flow.time_grid(sampler.denoise_steps, sampler.timestep_shift)
+    at = course([grid] * sampler.batch, sampler.batch, sampler.guidance)
+    whole = rules.replicated(mesh)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), at)
+
+    def run(weights: Weights, pool: Pool, rows: Rows, course: Course) -> Any:
+        return programs.denoise(weights, pool, rows, guided, course)
 
     return Program(
         jax.jit(run),
-        (weights, pool, rows, sampler.guidance),
+        (weights, pool, rows, abstract),
         {"parameters": weights, "cache": pool},
         model_flops=sum(flops.forward(model, work).values()),
         recomputed_flops=0,
@@ -126,9 +133,12 @@ def decode(config: Config, mesh: Mesh) -> Program:
     programs, weights, pool, rows = _painting(config, mesh)
     sampler = config.sampler
     work = flops.written_token(sampler.max_context) * (sampler.batch * sampler.max_text)
+    whole = rules.replicated(mesh)
+    number = jax.ShapeDtypeStruct((sampler.batch,), np.int32, sharding=whole)
+    patience = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
     return Program(
         jax.jit(programs.write_text, donate_argnums=1),
-        (weights, pool, rows),
+        (weights, pool, rows, Begun(number, number, patience)),
         {"parameters": weights, "cache": pool},
         model_flops=sum(flops.forward(config.model, work).values()),
         recomputed_flops=0,
@@ -167,12 +177,12 @@ def _painting(config: Config, mesh: Mesh) -> tuple[Programs, Weights, Pool, Rows
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), vae_shapes(model.vae)
         )
     batch, slots = sampler.batch, sampler.max_context
-    by_head = rules.partition_spec((None, None, None, axes.KV_HEADS, None))
-    keys: Any = jax.ShapeDtypeStruct(
-        (model.num_layers, batch + 1, slots, model.num_kv_heads, model.head_dim),
-        jnp.dtype(model.dtype),
-        sharding=NamedSharding(mesh, by_head),
-    )
+
+    def by_head(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = rules.partition_spec((*[None] * (x.ndim - 3), axes.KV_HEADS))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    pool = jax.tree.map(by_head, jax.eval_shape(lambda: make_pool(model, batch + 1, slots)))
 
     def integers(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch, *shape), dtype, sharding=whole)
@@ -189,7 +199,7 @@ def _painting(config: Config, mesh: Mesh) -> tuple[Programs, Weights, Pool, Rows
         visible_to_BxC=integers(slots),
         seed_Bx4=integers(4, dtype=np.uint32),
     )
-    return programs, Weights(weights, vae), Pool(keys, keys), rows
+    return programs, Weights(weights, vae), pool, rows
 
 
 def _tokens(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:
