@@ -267,8 +267,9 @@ class Painter:
 
 
 def _arranged(config: Config, params: Any) -> Any:
-    inlined = params is not None and config.model.layers == "unroll"
-    return functional.apart(params) if inlined else params
+    if params is None or config.model.layers != "unroll":
+        return params
+    return functional.apart(params)
 
 
 def load(path: str = "", *, weights: str = "ema", step: int | str = "latest") -> Painter:
