@@ -33,7 +33,7 @@ from absl import flags
 from launch import common, soak_faults
 from launch.soak_faults import InPlace, painted
 from launch.soak_runs import Run, SoakError, compare, end, stop, wait
-from process_gen.core.errors import ConfigError
+from process_gen.core.errors import ConfigError, ProcessGenError
 
 CONFIG = """
 from configs import strokes_tiny
@@ -72,7 +72,7 @@ class Ledger:
         began, wrong = time.monotonic(), ""
         try:
             act()
-        except (SoakError, OSError, ValueError, IndexError) as error:
+        except (SoakError, ProcessGenError, OSError, ValueError, IndexError) as error:
             wrong = f"{type(error).__name__}: {error}"
             traceback.print_exc()
         entry = {
@@ -244,7 +244,7 @@ def _end_and_restart(
                 break
             ledger.attempt(kind, lambda run=run, fault=fault: fault(run, draw))
         if painting is not None and time.monotonic() < until:
-            ledger.attempt("painting killed and begun again", lambda: painting.killed(draw))
+            ledger.attempt("painting killed and gone on with", lambda: painting.killed(draw))
     for name in ("one", "four", "two"):
         ledger.attempt("SIGTERM", lambda run=runs[name]: soak_faults.taken(run, draw))
 
@@ -271,11 +271,13 @@ class _Painting:
         return soak_faults.paint(checkpoint, out, self._log, self._prompts)
 
     def killed(self, draw: random.Random) -> None:
-        """What was painted before a SIGKILL is right, and painted anew it is all the same."""
+        """What was painted before a SIGKILL is right; gone on with, it is what it would be."""
         if not self._wanted:
             self._wanted = self._whole("wanted")
         count = 1 + draw.randrange(len(self._wanted) // 2)
-        process, out = self._start("killed"), self._folder / "killed"
+        out = self._folder / "killed"
+        shutil.rmtree(out, ignore_errors=True)
+        process = self._start("killed")
         wait(lambda: len(painted(out)) >= count, [process], f"{count} paintings", 0.01)
         process.kill()
         end([process], -soak_faults.signal.SIGKILL)
@@ -284,7 +286,7 @@ class _Painting:
             raise SoakError("a painting was lost or doubled, or is another one")
         self.lines += len(before)
         if self._whole("killed") != self._wanted:
-            raise SoakError("painted again, a picture is another one")
+            raise SoakError("gone on with, a painting is lost, doubled or another one")
 
 
 def _compare(runs: dict[str, Run], ledger: Ledger, out: Path) -> dict[str, Any]:
@@ -307,7 +309,7 @@ def _compare(runs: dict[str, Run], ledger: Ledger, out: Path) -> dict[str, Any]:
         try:
             end(wanted.start(), 0, 3600)
             compared[name] = compare(run, wanted)
-        except (SoakError, ValueError, OSError) as error:
+        except (SoakError, ProcessGenError, ValueError, OSError) as error:
             traceback.print_exc()
             ledger.entries.append({"kind": f"comparison of {name}", "wrong": str(error)})
     return compared

@@ -7,6 +7,7 @@ raises `SoakError` unless what follows is what the documentation says.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from launch.soak_runs import (
     sample_process,
     wait,
 )
+from process_gen.sampling import records
 
 Fault = Callable[[Run, random.Random], None]
 
@@ -287,17 +289,29 @@ class InPlace:
 
 
 def paint(checkpoint: Path, out: Path, log: Path, prompts: Path) -> Any:
-    """Starts a painting of all prompts."""
-    argv = [f"--checkpoint={checkpoint}", f"--prompts={prompts}", f"--out={out}", "--overwrite"]
-    argv += ["--set=batch=2", "--set=max_text=16", "--set=max_images=2"]
+    """Starts painting all prompts, or goes on with it."""
+    argv = [f"--checkpoint={checkpoint}", f"--prompts={prompts}", f"--out={out}", "--resume"]
+    # One-shot, for an untrained model writes no plans that lead to pictures.
+    argv += ["--one_shot", "--set=batch=2", "--set=one_shot_steps=4"]
     process = CONTEXT.Process(target=sample_process, args=(argv, log), daemon=True)
     process.start()
     return process
 
 
 def painted(out: Path) -> list[str]:
-    """Whole lines of what was painted, finished or not."""
-    for name in ("trajectories.jsonl", "trajectories.part.jsonl"):
+    """What was painted, finished or not: whole lines without clocks, pictures as their sums."""
+    for name in (records.FINISHED, records.PART):
         if (out / name).exists():
-            return [line for line in (out / name).read_text().split("\n")[:-1]]
+            lines = (out / name).read_text().split("\n")[:-1]
+            return [_without_clock(json.loads(line), out) for line in lines]
     return []
+
+
+def _without_clock(record: dict[str, Any], out: Path) -> str:
+    def digest(name: str | None) -> str | None:
+        return name and hashlib.sha256((out / name).read_bytes()).hexdigest()
+
+    del record["seconds"]
+    for step in record["steps"]:
+        step |= {key: digest(step[key]) for key in ("sketch", "refined")}
+    return json.dumps(record | {"final_image": digest(record["final_image"])})

@@ -23,7 +23,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["launch.train", "launch.sample", "launch.soak_runs"])
 
 PATIENCE = 900  # seconds; on a machine with nothing else to do things take a hundredth of it
-HEARTBEAT = 15  # seconds; of runs of two processes
+HEARTBEAT = 30  # seconds; of runs of two processes
 _NUMBERS = re.compile(r"(loss|grad_norm|learning_rate|skipped_updates|(\w+_)?(ce|mse))$")
 
 
@@ -241,14 +241,11 @@ def wait(
 
 def compare(run: Run, wanted: Run) -> dict[str, Any]:
     """Compares a run with one that nobody disturbed, bit for bit."""
-    from process_gen.checkpoint import stored
-
     have, want = run.numbers(), wanted.numbers()
     steps = [step for step, _ in have]
     last = run.checkpoints()[-1]
-    parts = {"params": None, "ema": None, "optimizer": None, "data": None}
     loaded = [
-        stored.load(stored.absolute(folder / last.name), parts)
+        _whole(folder / last.name)
         for folder in (run.workdir / "checkpoints", wanted.workdir / "checkpoints")
     ]
     for found in loaded:
@@ -264,6 +261,24 @@ def compare(run: Run, wanted: Run) -> dict[str, Any]:
         "steps_made_twice_after_faults": run.lost,
         "starts": run.starts,
     }
+
+
+def _whole(folder: Path) -> dict[str, Any]:
+    """All arrays of a checkpoint on one device, however many wrote them, and the data's state."""
+    import jax
+
+    from process_gen.checkpoint import stored
+
+    path = stored.absolute(folder)
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    parts: dict[str, Any] = {
+        part: jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            stored.stored_shapes(path, part),
+        )
+        for part in ("params", "ema", "optimizer")
+    }
+    return stored.load(path, {**parts, "data": None})
 
 
 def _different(have: Any, want: Any) -> int:

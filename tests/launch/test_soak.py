@@ -10,8 +10,10 @@ import sys
 import numpy as np
 import pytest
 
-from launch import soak
+from launch import soak, soak_faults
 from launch.soak_runs import Run, SoakError, compare, end, read_lines, stop
+from process_gen.core.trajectory import Sampled, Step, Trajectory, plan_text
+from process_gen.sampling import records
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +45,39 @@ def test_a_comparison_sees_a_step_that_is_missing_doubled_or_another(config, tmp
     assert compare(*runs)["arrays_that_differ"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.multidevice
+def test_runs_of_four_devices_are_compared_on_one(config, tmp_path):
+    runs = []
+    for name in ("a", "b"):
+        arguments = (config, "--config.train.steps=2")
+        run = Run(name, tmp_path / name, tmp_path, arguments, devices=4)
+        end(run.start(), 0)
+        runs.append(run)
+    found = compare(*runs)
+    assert soak.same(found) and found["steps"] == 2
+
+
 def test_half_a_line_is_none(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "split": "train"}\n{"step": 2, "sp')
     assert [entry["step"] for entry in read_lines(file)] == [1]
     assert read_lines(tmp_path / "nowhere") == []
+
+
+def test_paintings_are_compared_without_clocks_and_with_their_pictures(tmp_path):
+    def paint(name, seconds, pixel):
+        with records.Recorder(tmp_path / name) as recorder:
+            image = np.full((4, 4, 3), pixel, np.uint8)
+            sampled = Sampled(index=0, sample=0, seed=0, nfe=1, seconds=seconds)
+            steps = (Step(plan_text("a", "b"), image, "seen."),)
+            recorder.add(Trajectory("a", steps=steps, final_image=image, sampled=sampled))
+            half = soak_faults.painted(tmp_path / name)
+        assert half == soak_faults.painted(tmp_path / name)  # finished or not
+        return half
+
+    assert paint("a", 1.0, 0) == paint("b", 2.0, 0) != paint("c", 1.0, 9)
+    assert soak_faults.painted(tmp_path / "nowhere") == []
 
 
 def test_a_process_that_ends_otherwise_than_it_should_is_noticed():
