@@ -127,11 +127,12 @@ class Recorder:
         self._file.close()
         if kind is not None:
             return
-        part = self.folder / PART
-        with part.open("rb") as lines, (self.folder / FINISHED).open("wb") as out:
+        part, whole = self.folder / PART, self.folder / f"{FINISHED}.tmp"
+        with part.open("rb") as lines, whole.open("wb") as out:
             for _index, _sample, offset, count in sorted(self._places):
                 lines.seek(offset)
                 out.write(lines.read(count))
+        whole.replace(self.folder / FINISHED)
         part.unlink()
 
 

@@ -97,6 +97,14 @@ def test_a_failure_leaves_the_part_file(tmp_path):
         list(records.read(cut))
 
 
+def test_what_is_cut_off_while_it_is_sorted_is_no_finished_file(tmp_path):
+    (tmp_path / f"{records.FINISHED}.tmp").mkdir()  # no room for it
+    with pytest.raises(OSError), records.Recorder(tmp_path) as recorder:
+        recorder.add(painting(1))
+    assert not (tmp_path / records.FINISHED).exists()
+    assert [record["index"] for record in records.unfinished(tmp_path)] == [1]
+
+
 @pytest.mark.parametrize(
     "made",
     [
