@@ -30,6 +30,7 @@ from etils import epath
 
 from process_gen.checkpoint import (
     bagel_config,
+    integrity,
     manager,
     name_map,
     remote,
@@ -111,6 +112,7 @@ def import_folder(
                     (found.folder / name).copy(official / name)
             _copy(found.vae_reader, official / "ae.safetensors")
             _write_all(official / _TABLES_FILE, found.tables)
+            integrity.record(epath.Path(official))
             (part / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
             config = Config(
                 model=model,
@@ -179,7 +181,7 @@ def export_folder(
     with remote.new_folder(output, last="ema.safetensors") as part:
         part.mkdir()
         for file in official.iterdir():
-            if file.name != _TABLES_FILE:
+            if file.name not in (_TABLES_FILE, integrity.HASHES):
                 file.copy(part / file.name)
         with safetensors_io.Reader([official / _TABLES_FILE]) as tables:
             cast = _CAST.get(dtype)
@@ -419,7 +421,7 @@ def find_official(
     config: Config,
     origin: epath.PathLike | None = None,
 ) -> epath.Path:
-    """The `official` folder of frozen parts that belongs to a checkpoint, of the same sizes.
+    """The `official` folder of frozen parts that belongs to a checkpoint, as it was written.
 
     Args:
       checkpoint: a working directory or one checkpoint in it.
@@ -429,7 +431,7 @@ def find_official(
         along `train.init_from`, through every run on the way.
 
     Raises:
-      CheckpointError: there is none, or it is of a model of other sizes.
+      CheckpointError: there is none, it is damaged, or it is of a model of other sizes.
     """
     looked: list[str] = []
     waiting: list[epath.PathLike] = [origin] if origin else [checkpoint, folder.parent.parent]
@@ -461,4 +463,5 @@ def find_official(
                 f"{official.parent}: its model.{name} is {stated[name]}, the checkpoint's "
                 f"{getattr(config.model, name)}; it did not start from there"
             )
+    integrity.check(official)
     return official

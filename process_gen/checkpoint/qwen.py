@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from process_gen.checkpoint import bagel, manager, name_map, remote, safetensors_io, streaming
+from process_gen.checkpoint import (
+    bagel,
+    integrity,
+    manager,
+    name_map,
+    remote,
+    safetensors_io,
+    streaming,
+)
 from process_gen.core.configs import Config, ModelConfig
 from process_gen.core.errors import CheckpointError
 
@@ -75,6 +83,7 @@ def import_folder(
             bagel.write_frozen(official, model, shapes, vae)
             _write_settings(official, model, stated)
             (official / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+            integrity.record(epath.Path(official))
             (part / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
             file = str(manager.absolute(output) / "tokenizer.json")
             data = dataclasses.replace(base.data, tokenizer=file)

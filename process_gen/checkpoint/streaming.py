@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from process_gen.checkpoint import adapters, manager, name_map
+from process_gen.checkpoint import adapters, integrity, manager, name_map
 from process_gen.core import configs
 
 # Small arrays are written together, for every save costs a tenth of a second.
@@ -34,7 +34,7 @@ def write(
     arrays: Iterator[tuple[str, np.ndarray]],
     meta: Mapping[str, Any],
 ) -> None:
-    """Writes `checkpoints/0` and `config.json` of a working directory.
+    """Writes `checkpoints/0`, with the sums of its files, and `config.json` of a working directory.
 
     Args:
       workdir: a new folder.
@@ -78,6 +78,7 @@ def write(
     (target / "params").rmtree()
     (session / "state").replace(target / "params")
     session.rmtree()
+    integrity.record(target)
     (workdir / "config.json").write_text(json.dumps(configs.to_mapping(config), indent=2) + "\n")
 
 

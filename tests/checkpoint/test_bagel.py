@@ -11,6 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from etils import epath
 from safetensors.numpy import load_file, save_file
 
 from process_gen.checkpoint import bagel, manager
@@ -60,6 +61,33 @@ def test_round_trip_is_bit_identical(imported, tmp_path):
     for name in sorted(p.name for p in CHECKPOINT.iterdir()):
         assert (tmp_path / "out" / name).read_bytes() == (CHECKPOINT / name).read_bytes(), name
     assert not (tmp_path / "out" / "position_tables.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("checkpoints/0/params/d", "params/d/.* has other contents than were written"),
+        ("official/ae.safetensors", "ae.safetensors has other contents than were written"),
+    ],
+)
+def test_an_import_with_a_bit_flipped_is_refused(imported, where, words, tmp_path):
+    folder, config, _ = imported
+    copy = tmp_path / "D"
+    shutil.copytree(folder, copy)
+
+    def read():
+        found = manager.load_for_sampling(copy)
+        bagel.find_official(copy, epath.Path(copy / "checkpoints" / "0"), found[0])
+
+    read()  # what is whole is taken
+    place = copy / where
+    files = [p for p in place.rglob("*") if p.is_file()] or [place]
+    file = max(files, key=lambda p: p.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=words):
+        read()
 
 
 def test_import_is_an_ordinary_checkpoint(imported):
