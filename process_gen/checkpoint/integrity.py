@@ -32,7 +32,7 @@ class DamagedError(CheckpointError):
 
 
 def record(folder: epath.Path) -> None:
-    """Writes `hashes.json` of a checkpoint that is about to be committed."""
+    """Writes `hashes.json` of a folder, such as a checkpoint that is about to be committed."""
     names = sorted(_files(folder))
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         sums = list(pool.map(lambda name: _digest(folder / name), names))
@@ -49,7 +49,7 @@ def check(folder: epath.Path, parts: Sequence[str] = (), share: tuple[int, int] 
       share: `(i, n)`: only each n-th file, beginning with the i-th.
 
     Returns:
-      Whether there was something to compare with: checkpoints of format 1 and imports have no sums.
+      Whether there was something to compare with: checkpoints of format 1 have no sums.
 
     Raises:
       DamagedError: names the first file that is not as it was.
@@ -78,15 +78,18 @@ def own_share() -> tuple[int, int]:
 
 def agreed(problem: str | None) -> str | None:
     """What any process found, on all of them: the first one's words, or None."""
+    return next((words for words in gathered(problem) if words), None)
+
+
+def gathered(problem: str | None) -> list[str | None]:
+    """What each process found, on all of them; 512 bytes of it."""
     if jax.process_count() == 1:
-        return problem
+        return [problem]
     words = np.zeros(512, np.uint8)
     text = (problem or "").encode()[: len(words)]
     words[: len(text)] = np.frombuffer(text, np.uint8)
-    for row in np.asarray(multihost_utils.process_allgather(words)):
-        if row.any():
-            return bytes(row[row > 0]).decode(errors="replace")
-    return None
+    rows = np.asarray(multihost_utils.process_allgather(words))
+    return [bytes(row[row > 0]).decode(errors="replace") or None for row in rows]
 
 
 def set_aside(folder: epath.Path, workdir: epath.Path) -> epath.Path:

@@ -63,6 +63,7 @@ _FREE = (
 )
 _FIXED = ("train.seed",)
 _PARTIAL = ".orbax-checkpoint-tmp"  # what a folder that is being written is called
+_LATE = (TimeoutError, jax.errors.JaxRuntimeError)  # other processes were not there in time
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "process_gen")
 
 _log = logging.getLogger("process_gen")
@@ -106,7 +107,8 @@ class CheckpointManager:
         self._restored_as: Restore = "latest"
         self._writing: int | None = None
         self._response: Any = None  # of orbax to the save that is being written
-        self._failure: str | None = None  # of the newest save
+        self._broken: str | None = None  # why it could not even begin
+        self._failure: str | None = None  # of the newest save that is over
         self._failed = 0
         if jax.process_index() == 0:
             text = json.dumps(configs.to_mapping(config), indent=2) + "\n"
@@ -117,7 +119,7 @@ class CheckpointManager:
 
     def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
         try:
-            self.close()
+            self.close(alone=error is not None)
         except CheckpointError as own:
             if error is None:
                 raise
@@ -152,7 +154,8 @@ class CheckpointManager:
         """Starts writing a checkpoint and returns when the arrays may be changed again.
 
         A save that fails, such as for a full disk, is reported, counted, and leaves the older
-        checkpoints alone; only `close` makes an error of it, if no later one went well.
+        checkpoints alone; only `close` makes an error of it, if no later one went well. One that
+        fails in one of several processes fails in all (`wait`).
 
         Args:
           step: updates made so far; a step that is there already is left as it is.
@@ -186,7 +189,9 @@ class CheckpointManager:
                 metrics=None if metrics is None else dict(metrics),
             )
         except Exception as error:  # whatever a storage library raises
-            self._report(error)
+            self._broken = root_cause(error)
+            if jax.process_count() == 1:
+                self.wait()
 
     def restore(
         self, abstract: Mapping[str, Any], which: Restore = "latest"
@@ -244,8 +249,29 @@ class CheckpointManager:
         integrity.agreed(None)  # the others wait until it is done
         self._checkpointer.reload()
 
-    def wait(self) -> None:
-        """Waits until the last save is over; one that failed is reported."""
+    def wait(self, alone: bool = False) -> None:
+        """Waits until the last save is over; one that failed is reported.
+
+        All processes must call it, and find the same: a save that failed in one of them failed.
+        The others learn of it when they have waited for its files for `stored.SAVE_LIMIT`.
+
+        Args:
+          alone: do not ask the others, which may not be here: this process ends with an error.
+        """
+        if self._writing is None:
+            return
+        wrong, self._broken = self._broken or self._outcome(), None
+        found = [wrong] if alone else integrity.gathered(wrong)
+        if any(found):
+            several = len(found) > 1
+            self._report(
+                "; ".join(f"process {n}: {w}" if several else w for n, w in enumerate(found) if w)
+            )
+        else:
+            self._writing, self._failure = None, None
+
+    def _outcome(self) -> str | None:
+        """Waits for the writing threads of this process; returns what went wrong."""
         response, self._response = self._response, None
         try:
             if response is not None:
@@ -254,20 +280,20 @@ class CheckpointManager:
         except Exception as error:  # whatever a storage library raises
             with contextlib.suppress(Exception):  # orbax says it to each who waits
                 self._checkpointer.wait()
-            self._report(error)
-        else:
-            if self._writing is not None:
-                self._writing, self._failure = None, None
+            while isinstance(error, _LATE) and isinstance(error.__context__, Exception):
+                error = error.__context__  # this process failed, then waited for the others
+            return root_cause(error)
+        return None
 
     def _before_commit(self) -> None:
         """Called by the first process's writing thread when all files are there."""
         partial = self.directory / f"{self._writing}{_PARTIAL}"
         integrity.record(partial if partial.exists() else self.directory / str(self._writing))
 
-    def _report(self, error: Exception) -> None:
+    def _report(self, why: str) -> None:
         step, self._writing = self._writing, None
         self._failed += 1
-        self._failure = f"the checkpoint of step {step} could not be written ({root_cause(error)})"
+        self._failure = f"the checkpoint of step {step} could not be written ({why})"
         partial = self.directory / f"{step}{_PARTIAL}"
         if jax.process_index() == 0 and partial.exists():
             partial.rmtree(missing_ok=True)
@@ -276,13 +302,13 @@ class CheckpointManager:
             "%s; the run goes on, its newest checkpoint is %s", self._failure, self.latest_step
         )
 
-    def close(self) -> None:
-        """Waits until everything is written.
+    def close(self, alone: bool = False) -> None:
+        """Waits until everything is written; `alone` is that of `wait`.
 
         Raises:
           CheckpointError: the last save failed.
         """
-        self.wait()
+        self.wait(alone)
         newest = self.latest_step
         self._checkpointer.close()
         if self._failure:

@@ -22,6 +22,10 @@ from process_gen.core.errors import CheckpointError, ConfigError
 FORMAT_VERSION = 2
 Restore = Literal["latest", "best"] | int
 
+# Seconds that all processes together may take to write a checkpoint. Where the write of one fails,
+# the others wait for it that long, in the background, before the save has failed for all.
+SAVE_LIMIT = 1200
+
 _WHOLE = "commit_success.txt"  # what orbax writes last
 
 _log = logging.getLogger("process_gen")
@@ -56,6 +60,7 @@ def open_context(before_commit: Callable[[], None] | None = None) -> ocp.Context
     context = ocp.Context()
     context.checkpointables.registry = registry
     context.asynchronous.post_finalization_callback = before_commit
+    context.asynchronous.timeout_secs = SAVE_LIMIT
     return context
 
 

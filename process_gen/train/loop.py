@@ -438,6 +438,7 @@ def _loop(
                 run.watchdog.at(f"the checkpoint of step {step}")
                 run.save(step, state, found)
             if stop and not last:
+                run.checkpoints.wait()  # while all processes are here
                 raise stop
     return state
 

@@ -257,6 +257,18 @@ def test_a_save_that_fails_keeps_the_old_ones_and_the_run(tmp_path, monkeypatch,
     assert restore(tmp_path)[0] == 3
 
 
+def test_a_save_that_fails_in_another_process_fails_here(tmp_path, monkeypatch, caplog):
+    """`test_failed_save.py` does it with real processes."""
+    with manager.CheckpointManager(tmp_path, make_config()) as checkpoints:
+        monkeypatch.setattr(integrity, "gathered", lambda wrong: [wrong, "no room"])
+        checkpoints.save(1, make_trees(1), {}, {})
+        checkpoints.wait()
+        assert checkpoints.counters() == {"failed_saves": 1.0}
+        assert "of step 1 could not be written (process 1: no room)" in caplog.text
+        monkeypatch.undo()
+        checkpoints.save(2, make_trees(2), {}, {})
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="counts open files in /proc")
 def test_saves_leave_no_open_files_and_no_threads(tmp_path):
     """Found by the soak: three files and a thread a save."""
