@@ -76,42 +76,20 @@ def _paint(
     values: flags.FlagValues, benchmark: Benchmark, items: Sequence[Item], num: int, folder: str
 ) -> dict[str, Any]:
     """Paints, and lays out what is painted, also after an interrupt; returns the provenance."""
-    mode, size = painting.read_mode(values), painting.read_size(values.size)
-    settings = painting.sampler_settings(values["set"].value or ())
+    request = painting.read_request(values, items, num=num)
     out = painting.make_room(folder, values.overwrite, values.resume)
     layout = out / benchmark.name
     if layout.exists() and not values.resume and not values.overwrite:
         raise ConfigError(f"--out={out} already holds {layout.name}; use --resume or --overwrite")
     painter = painting.load_painter(values)
-    made_by = painting.provenance(
-        painter,
-        mode=mode,
-        seed=values.seed,
-        settings=settings,
-        prompts=items,
-        num=num,
-        size=size,
-        command=common.command(values, "launch.evaluate"),
-    )
+    made_by = painting.provenance(painter, request, common.command(values, "launch.evaluate"))
     print(f"checkpoint {made_by['checkpoint']}, {made_by['weights']} weights")
     print(f"{benchmark.name}: {len(items)} prompts, {num} paintings each")
     if values.overwrite:
         (out / JUDGED).unlink(missing_ok=True)
         if layout.exists():
             layout.rmtree()
-    done = painting.paint(
-        painter,
-        items,
-        out,
-        mode=mode,
-        seed=values.seed,
-        num=num,
-        size=size,
-        settings=settings,
-        keep=0,
-        made_by=made_by,
-        resume=values.resume,
-    )
+    done = painting.paint(painter, request, out, made_by=made_by, keep=0, resume=values.resume)
     count = benchmark_lib.export(
         benchmark, items, num, records.lines(out / records.FINISHED), out, layout
     )

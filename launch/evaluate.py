@@ -153,36 +153,17 @@ def main(values: flags.FlagValues) -> None:
         if values[flag].present:
             raise ConfigError(f"--{flag} belongs to {', '.join(benchmarks.BENCHMARKS)}")
     suite = SUITES[name]
-    settings = painting.sampler_settings(values["set"].value or ())
-    mode, size = painting.read_mode(values), painting.read_size(values.size) or (SIZE, SIZE)
     prompts = suite.prompts(values)
     given = [prompt.start if isinstance(prompt, probes.Probe) else prompt for prompt in prompts]
+    request = painting.read_request(values, given, size=(SIZE, SIZE))
     out = painting.make_room(common.required(values, "out"), values.overwrite, values.resume)
     painter = painting.load_painter(values)
-    made_by = painting.provenance(
-        painter,
-        mode=mode,
-        seed=values.seed,
-        settings=settings,
-        prompts=given,
-        size=size,
-        command=common.command(values, "launch.evaluate"),
-    )
+    made_by = painting.provenance(painter, request, common.command(values, "launch.evaluate"))
     print(
         f"checkpoint {made_by['checkpoint']}, {made_by['weights']} weights; {len(prompts)} prompts"
     )
 
-    done = painting.paint(
-        painter,
-        given,
-        out,
-        mode=mode,
-        seed=values.seed,
-        size=size,
-        settings=settings,
-        made_by=made_by,
-        resume=values.resume,
-    )
+    done = painting.paint(painter, request, out, made_by=made_by, resume=values.resume)
     verdicts = [strokes_verdicts(t) for t in done.trajectories]
     # Scores of a part would look like scores of the whole.
     scores = None if done.stopped else suite.score(prompts, done.trajectories)
@@ -190,7 +171,7 @@ def main(values: flags.FlagValues) -> None:
         out / painting.REPORT,
         done.trajectories[: values.show],
         verdicts=verdicts[: values.show],
-        title=f"Suite {name}, {mode} mode",
+        title=f"Suite {name}, {request.mode} mode",
         settings={**made_by, "prompts": values.prompts or f"held out, {_per_tag(values)} a tag"},
         scores=scores if suite.table else None,
         curves=painting.history(painter),

@@ -1,4 +1,4 @@
-"""What `launch.sample` and `launch.evaluate` share: painting into a folder, and its flags."""
+"""What the commands that paint share: their flags, painting into a folder, and what reports say."""
 
 from __future__ import annotations
 
@@ -35,6 +35,24 @@ RUN = "run.json"  # what was asked for: written before the first picture
 FILES = (records.FINISHED, records.PART, REPORT, SCORES, RUN, judged.FILE)
 FOLDERS = (records.PICTURES, records.STEPS, STRIPS)
 TRAIN = "python -m launch.train --config=configs/strokes_tiny.py --workdir=runs/tiny"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is to be painted, and how; see `sampling.painter.Painter.paint`.
+
+    Attributes:
+      prompts: words, mappings with a "prompt", or paintings to go on with.
+      mode, seed, settings, num, size, images: as there.
+    """
+
+    prompts: Sequence[Prompt]
+    mode: str
+    seed: int
+    settings: Mapping[str, Any]
+    num: int = 1
+    size: tuple[int, int] | None = None
+    images: Sequence[Image] = ()
 
 
 @dataclasses.dataclass
@@ -96,38 +114,32 @@ class Painted:
 
 def paint(
     painter: Painter,
-    prompts: Sequence[Prompt],
+    request: Request,
     out: epath.Path,
     *,
-    mode: str,
-    seed: int,
-    num: int = 1,
-    size: tuple[int, int] | None = None,
-    images: Sequence[Image] = (),
-    settings: Mapping[str, Any],
+    made_by: Mapping[str, Any],
     keep: int | None = None,
-    made_by: Mapping[str, Any] | None = None,
     resume: bool = False,
 ) -> Painted:
     """Paints into a folder, with a line of progress on stderr; Ctrl-C ends it in order.
 
     Args:
       painter: weights and settings.
-      prompts: words, mappings with a "prompt", or paintings to go on with.
+      request: what is painted.
       out: folder, see `make_room`.
-      mode, seed, num, size, images, settings: see `sampling.painter.Painter.paint`.
-      keep: how many of the paintings to hold in memory, from the first on; None is all.
       made_by: see `provenance`; kept beside the paintings.
+      keep: how many of the paintings to hold in memory, from the first on; None is all.
       resume: leave what an earlier run painted, but for what its interrupt cut off.
 
     Raises:
       ConfigError: a setting is wrong, or the run to go on with painted something else; nothing was
         written.
     """
-    asked = as_json(made_by or {})
+    asked = as_json(made_by)
     if resume:
         check_same(out, asked)
-    done = Painted(len(prompts) * num)
+    num = request.num
+    done = Painted(len(request.prompts) * num)
     progress = _Progress(done)
     with bench_timing.compilations() as compilations, finish_on_interrupt() as interrupted:
 
@@ -141,16 +153,16 @@ def paint(
         before = records.unfinished(out) if resume else []
         skip = {(record["index"], record["sample"]) for record in before}
         stream = painter.stream(
-            prompts,
-            mode=mode,
-            seed=seed,
+            request.prompts,
+            mode=request.mode,
+            seed=request.seed,
             num=num,
-            size=size,
-            images=images,
+            size=request.size,
+            images=request.images,
             stop=stop,
             usage=done.usage,
             **({"skip": skip} if skip else {}),
-            **settings,
+            **request.settings,
         )
         if not resume:
             clear(out)
@@ -314,6 +326,35 @@ def load_painter(values: flags.FlagValues) -> Painter:
     return process_gen.load(values.checkpoint or "", weights=values.weights, step=step)
 
 
+def read_request(
+    values: flags.FlagValues,
+    prompts: Sequence[Prompt],
+    *,
+    num: int = 1,
+    size: tuple[int, int] | None = None,
+    images: Sequence[Image] = (),
+) -> Request:
+    """What the flags ask for.
+
+    Args:
+      values: flags of the command.
+      prompts, num, images: of the request.
+      size: where there is no `--size`; None is the model's.
+
+    Raises:
+      ConfigError: flags contradict each other, or cannot be read.
+    """
+    return Request(
+        prompts=prompts,
+        mode=read_mode(values),
+        seed=values.seed,
+        settings=sampler_settings(values["set"].value or ()),
+        num=num,
+        size=read_size(values.size) or size,
+        images=images,
+    )
+
+
 def read_mode(values: flags.FlagValues) -> str:
     """`--mode`, or what `--one_shot` says.
 
@@ -361,34 +402,26 @@ def sampler_settings(pairs: Sequence[str], flag: str = "set") -> dict[str, Any]:
 # ---- what reports say ----------------------------------------------------------------------------
 
 
-def provenance(
-    painter: Painter,
-    *,
-    mode: str,
-    seed: int,
-    settings: Mapping[str, Any],
-    prompts: Sequence[Any],
-    num: int = 1,
-    size: tuple[int, int] | None = None,
-    images: bool = False,
-    command: str = "",
-) -> dict[str, Any]:
-    """Which weights painted what, and how: nested plain values, for reports and `--json`.
+def provenance(painter: Painter, request: Request, command: str) -> dict[str, Any]:
+    """Which weights paint what, and how: nested plain values, for reports and `--json`.
 
     Raises:
       ConfigError: a setting is unknown or out of range.
     """
-    sampler = interleaved.sampler_settings(painter.config.sampler, mode, images, settings)
+    size = request.size
+    sampler = interleaved.sampler_settings(
+        painter.config.sampler, request.mode, bool(request.images), request.settings
+    )
     return {
         "checkpoint": painter.meta.get("path"),
         "checkpoint_hash": painter.fingerprint,
         "step": painter.meta.get("step"),
         "weights": painter.meta.get("weights"),
-        "mode": mode,
-        "seed": seed,
-        "num": num,
+        "mode": request.mode,
+        "seed": request.seed,
+        "num": request.num,
         "size": f"{size[0]}x{size[1]}" if size else "the model's",
-        "prompts_hash": hash_of(prompts),
+        "prompts_hash": hash_of(request.prompts),
         "dtype": painter.config.model.dtype,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,

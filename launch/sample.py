@@ -83,8 +83,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
     """Reads flags and prompts, paints, writes the report."""
-    mode, size = painting.read_mode(values), painting.read_size(values.size)
-    settings = painting.sampler_settings(values["set"].value or ())
     if bool(values.prompt) == bool(values.prompts):
         raise ConfigError("one of --prompt=TEXT and --prompts=FILE is needed; --help shows how")
     found = prompt_file.PromptFile(tuple(values.prompt), (), 0)
@@ -93,34 +91,19 @@ def main(values: flags.FlagValues) -> None:
         blank = f" ({found.blank} blank lines skipped)" if found.blank else ""
         print(f"{len(found.items)} prompts in {values.prompts}{blank}")
     images = _images(values.image)
+    request = painting.read_request(values, found.items, num=values.num, images=images)
     out = painting.make_room(common.required(values, "out"), values.overwrite, values.resume)
     painter = painting.load_painter(values)
-    painter_lib.check_mode(painter.config, mode, len(images))
-    made_by = painting.provenance(
-        painter,
-        mode=mode,
-        seed=values.seed,
-        settings=settings,
-        prompts=found.items,
-        num=values.num,
-        size=size,
-        images=bool(images),
-        command=common.command(values, "launch.sample"),
-    )
+    painter_lib.check_mode(painter.config, request.mode, len(images))
+    made_by = painting.provenance(painter, request, common.command(values, "launch.sample"))
     print(f"checkpoint {made_by['checkpoint']}, {made_by['weights']} weights")
 
     done = painting.paint(
         painter,
-        found.items,
+        request,
         out,
-        mode=mode,
-        seed=values.seed,
-        num=values.num,
-        size=size,
-        images=images,
-        settings=settings,
-        keep=max(values.show, STRIP_COUNT),
         made_by=made_by,
+        keep=max(values.show, STRIP_COUNT),
         resume=values.resume,
     )
     shown = done.trajectories[: values.show]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from process_gen.core.errors import DataError
@@ -26,6 +26,8 @@ from process_gen.evaluation.benchmarks.benchmark import (
     put,
     shipped,
 )
+
+Row = tuple[str, Place, str, bool]
 
 _PICTURE = re.compile(r"(?:^|[/\\])(\d+)[/\\]samples[/\\](\d+)\.png$")
 
@@ -69,7 +71,10 @@ def results(paths: Sequence[str], items: Sequence[Item], num: int) -> dict[Place
     Raises:
       DataError: not such a file, a picture or prompt of another run, or pictures without a result.
     """
-    found: dict[Place, Value] = {}
+    return right_or_wrong(_rows(paths), items, num)
+
+
+def _rows(paths: Sequence[str]) -> Iterator[Row]:
     for path in paths:
         for number, row in lines_of(path):
             where = f"{path}, line {number}"
@@ -81,25 +86,34 @@ def results(paths: Sequence[str], items: Sequence[Item], num: int) -> dict[Place
             match = _PICTURE.search(str(name))
             if match is None or right not in (0, 1):
                 raise DataError(f"{where}: not a result of GenEval's scorer: {row[:80]!r}")
-            place = int(match[1]), int(match[2])
-            if place[0] >= len(items) or place[1] >= num or prompt != items[place[0]]["prompt"]:
-                raise DataError(f"{where}: {name} with {str(prompt)[:60]!r} is not of this run")
-            put(found, place, bool(right), where)
-    return complete(found, items, num, "pictures")
+            yield where, (int(match[1]), int(match[2])), str(prompt), bool(right)
 
 
-def complete(
-    found: dict[Place, Value], items: Sequence[Item], num: int, what: str
-) -> dict[Place, Value]:
-    """The results, if they are all there.
+def right_or_wrong(rows: Iterable[Row], items: Sequence[Item], num: int) -> dict[Place, Value]:
+    """What a scorer found, if that is every picture of a run, once, and no other.
+
+    Args:
+      rows: what it wrote: where it stands, the picture, its prompt, whether it is right.
+      items: prompts of the run.
+      num: paintings a prompt.
 
     Raises:
-      DataError: some are missing; a score of a part would look like one of the whole.
+      DataError: a picture or prompt of another run, one twice, or pictures without a result; a
+        score of a part would look like one of the whole.
     """
+    found: dict[Place, Value] = {}
+    for where, place, prompt, right in rows:
+        index, sample = place
+        inside = 0 <= index < len(items) and 0 <= sample < num
+        if not inside or prompt.strip() != items[index]["prompt"].strip():
+            raise DataError(
+                f"{where}: {prompt[:60]!r} as prompt {index}, sample {sample} is not of this run"
+            )
+        put(found, place, right, where)
     if len(found) != len(items) * num:
         raise DataError(
-            f"the results hold {len(found)} of {len(items) * num} {what}; let the scorer read the "
-            "whole folder"
+            f"the results hold {len(found)} of {len(items) * num} pictures; let the scorer read "
+            "the whole folder"
         )
     return found
 

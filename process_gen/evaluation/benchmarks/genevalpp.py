@@ -8,11 +8,11 @@ picture that the scorer could not have judged counts as wrong, as it does there.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from process_gen.core.errors import DataError
-from process_gen.evaluation.benchmarks.benchmark import Benchmark, Item, Place, Value, lines_of, put
-from process_gen.evaluation.benchmarks.geneval import complete, read_metadata
+from process_gen.evaluation.benchmarks.benchmark import Benchmark, Item, Place, Value, lines_of
+from process_gen.evaluation.benchmarks.geneval import Row, read_metadata, right_or_wrong
 
 
 def files(items: Sequence[Item], num: int) -> tuple[dict[Place, str], dict[str, str]]:
@@ -29,7 +29,10 @@ def results(paths: Sequence[str], items: Sequence[Item], num: int) -> dict[Place
     Raises:
       DataError: not such a file, a prompt of another run, or pictures without a result.
     """
-    found: dict[Place, Value] = {}
+    return right_or_wrong(_rows(paths), items, num)
+
+
+def _rows(paths: Sequence[str]) -> Iterator[Row]:
     for path in paths:
         try:
             rows = json.loads("\n".join(row for _, row in lines_of(path)))["overall_results"]
@@ -40,11 +43,7 @@ def results(paths: Sequence[str], items: Sequence[Item], num: int) -> dict[Place
             where = f"{path}, id {number}"
             if not isinstance(number, int) or right not in (-1, 0, 1):
                 raise DataError(f"{where}: not a result of GenEval++'s scorer: {right!r}")
-            index = number - 1
-            if not 0 <= index < len(items) or prompt != items[index]["prompt"].strip():
-                raise DataError(f"{where}: {str(prompt)[:60]!r} is not of this run")
-            put(found, (index, 0), right == 1, where)
-    return complete(found, items, num, "pictures")
+            yield where, (number - 1, 0), str(prompt), right == 1
 
 
 GENEVALPP = Benchmark(
