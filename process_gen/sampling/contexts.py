@@ -35,13 +35,23 @@ from process_gen.sampling.text_decode import next_token
 
 MAIN, TEXT_DROPPED, IMAGE_DROPPED = range(3)
 _OUTSIDE = 1 << 30  # a slot that no cache has
-_SHORTEST_TEXT, _SHORTEST_PICTURE, _SMALLEST_CACHE = 16, 64, 1024
+_SHORTEST_TEXT, _SHORTEST_PICTURE, _SMALLEST_CACHE, _SHORTEST_READ = 16, 64, 1024, 64
 
 
 def padded(count: int, smallest: int) -> int:
     """The size that `count` items are padded to: at most an eighth more, above `smallest`."""
     unit = max(smallest, (1 << max(count - 1, 0).bit_length()) // 8)
     return -(-count // unit) * unit
+
+
+def readable(used: int) -> int:
+    """Slots of a cache that a call is handed when so many are used: 0, 64, 128, ... 1024, more.
+
+    A short context does not pay for the room that a longer one may need.
+    """
+    if used > _SMALLEST_CACHE:
+        return padded(used, _SMALLEST_CACHE)
+    return max(_SHORTEST_READ, 1 << (used - 1).bit_length()) if used else 0
 
 
 class Segment(NamedTuple):
@@ -65,7 +75,10 @@ class Segment(NamedTuple):
 
 
 class At(NamedTuple):
-    """Where chosen rows of a pool stand: all ``int32[R]``, intervals ``int32[R, C]``."""
+    """Where chosen rows of a pool stand: all ``int32[R]``, intervals ``int32[R, C]``.
+
+    The C slots are the first ones of the pool, as many as `readable` says.
+    """
 
     index_R: Any
     length_R: Any
@@ -411,13 +424,14 @@ class Contexts:
     def at(self, rows: Sequence[int]) -> At:
         """Where rows stand."""
         index = np.asarray(rows, np.int32)
-        used = np.arange(self.visible_from.shape[1]) < self.length[index][:, None]
+        slots = readable(int(self.length[index].max()))
+        used = np.arange(slots) < self.length[index][:, None]
         return At(
             index,
             self.length[index],
             self.order[index],
             self.position[index],
-            self.visible_from[index],
+            self.visible_from[index, :slots],
             np.where(used, FOREVER, PAD_ORDER).astype(np.int32),
         )
 

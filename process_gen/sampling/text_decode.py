@@ -21,14 +21,25 @@ def next_token(
       top_p: tokens outside the smallest set whose probability reaches this are left out (nucleus
         sampling, Holtzman et al. 1904.09751); the likeliest is always in it.
     """
-    sharp_BxW = logits_BxW / jnp.maximum(temperature, 1e-4)
-    falling_BxW = -jnp.sort(-sharp_BxW, -1)
-    probability_BxW = jax.nn.softmax(falling_BxW, -1)
-    before_BxW = jnp.cumsum(probability_BxW, -1) - probability_BxW
-    kept_BxW = jnp.where(before_BxW < top_p, falling_BxW, jnp.inf)
-    least_Bx1 = jnp.min(kept_BxW, -1, keepdims=True)
-    allowed_BxW = jnp.where(sharp_BxW >= least_Bx1, sharp_BxW, -jnp.inf)
-    noise_BxW = jax.vmap(lambda key: jax.random.gumbel(key, logits_BxW.shape[1:]))(keys_B)
-    sampled_B = jnp.argmax(allowed_BxW + noise_BxW, -1)
-    greedy_B = jnp.argmax(logits_BxW, -1)
-    return jnp.where(jnp.asarray(temperature) > 0, sampled_B, greedy_B).astype(jnp.int32)
+
+    def nucleus(sharp_BxW: jax.Array) -> jax.Array:
+        falling_BxW = -jnp.sort(-sharp_BxW, -1)
+        probability_BxW = jax.nn.softmax(falling_BxW, -1)
+        before_BxW = jnp.cumsum(probability_BxW, -1) - probability_BxW
+        kept_BxW = jnp.where(before_BxW < top_p, falling_BxW, jnp.inf)
+        least_Bx1 = jnp.min(kept_BxW, -1, keepdims=True)
+        return jnp.where(sharp_BxW >= least_Bx1, sharp_BxW, -jnp.inf)
+
+    def sampled(logits_BxW: jax.Array) -> jax.Array:
+        sharp_BxW = logits_BxW / jnp.maximum(temperature, 1e-4)
+        # Sorting a vocabulary takes longer than a small model's step.
+        whole = jnp.asarray(top_p) >= 1
+        allowed_BxW = jax.lax.cond(whole, lambda sharp: sharp, nucleus, sharp_BxW)
+        noise_BxW = jax.vmap(lambda key: jax.random.gumbel(key, logits_BxW.shape[1:]))(keys_B)
+        return jnp.argmax(allowed_BxW + noise_BxW, -1)
+
+    def greedy(logits_BxW: jax.Array) -> jax.Array:
+        return jnp.argmax(logits_BxW, -1)
+
+    chosen_B = jax.lax.cond(jnp.asarray(temperature) > 0, sampled, greedy, logits_BxW)
+    return chosen_B.astype(jnp.int32)

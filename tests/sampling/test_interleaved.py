@@ -19,7 +19,7 @@ from process_gen.core.trajectory import validate
 from process_gen.data.tokenizer import load_tokenizer
 from process_gen.models.shapes import BAGEL
 from process_gen.sampling import cache, interleaved
-from process_gen.sampling.contexts import ContextPrograms, padded
+from process_gen.sampling.contexts import ContextPrograms, padded, readable
 from process_gen.sampling.painter import Painter, check_mode
 
 FIXTURES = Path(__file__).parents[1] / "parity" / "fixtures"
@@ -227,6 +227,22 @@ def test_texts_are_greedy_and_end_where_they_should(painter):
         wanted.append(token)
     assert np.asarray(tokens)[: int(count)].tolist() == wanted[:7]
     assert bool(cut) == (len(wanted) == 8)
+
+
+def test_a_call_is_handed_the_slots_in_use(painter):
+    programs: ContextPrograms = painter._contexts
+    contexts = interleaved.Contexts(programs, painter.weights, 2)
+    assert contexts.pool.k[0].shape[-1] == 1024
+    shapes = {0: 0, 20: 64, 60: 128}  # tokens added, slots handed over
+    for added, slots in shapes.items():
+        if added:
+            contexts.add_text([0], [5] * added)
+        assert contexts.at([0]).visible_to_RxC.shape == (1, slots)
+        assert contexts.at([0, 1]).visible_from_RxC.shape == (2, slots)
+        assert contexts.at([1]).visible_to_RxC.shape == (1, 0)
+    at = contexts.at([0, 1])
+    assert ((at.visible_to_RxC > 0).sum(1) == [80, 0]).all()
+    assert [readable(n) for n in (0, 1, 64, 65, 1024, 1025)] == [0, 64, 64, 128, 1024, 2048]
 
 
 def test_settings_of_the_modes():
