@@ -10,6 +10,9 @@
 --program=PROGRAM           train (default), denoise or decode
 --nocodegen                 stop when the compiler has placed everything in memory: a tenth of the
                             time, and all numbers; but machine code is not written
+--effort=N                  of the compiler for fast machine code, -1 to 1 (0, as in launch.train);
+                            -1 takes a fraction of the time. Code of another effort than 0 is not
+                            what a run executes, which the output says
 --hlo=FILE                  also write the compiled program's text
 --json                      print one JSON object as the last line
 
@@ -42,6 +45,9 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("slices", 1, "slices", lower_bound=1, flag_values=values)
     flags.DEFINE_string("program", "train", "train, denoise or decode", flag_values=values)
     flags.DEFINE_bool("codegen", True, "write machine code", flag_values=values)
+    flags.DEFINE_float(
+        "effort", 0.0, "for fast machine code", lower_bound=-1, upper_bound=1, flag_values=values
+    )
     flags.DEFINE_string("hlo", None, "file for the compiled text", flag_values=values)
     flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
 
@@ -58,7 +64,7 @@ def main(values: flags.FlagValues) -> None:
         raise ConfigError(
             f"--program={values.program} is not one of {', '.join(programs.PROGRAMS)}"
         )
-    report, text = check(config, name, values.slices, values.program, values.codegen)
+    report, text = check(config, name, values.slices, values.program, values.codegen, values.effort)
     if values.hlo and text:
         epath.Path(values.hlo).write_text(text)
     print(describe(report))
@@ -73,7 +79,12 @@ def main(values: flags.FlagValues) -> None:
 
 
 def check(
-    config: configs.Config, topology: str, slices: int, program: str, codegen: bool = True
+    config: configs.Config,
+    topology: str,
+    slices: int,
+    program: str,
+    codegen: bool = True,
+    effort: float = 0.0,
 ) -> tuple[dict[str, Any], str]:
     """Compiles one program.
 
@@ -82,7 +93,7 @@ def check(
       topology: see `aot.topology.describe`.
       slices: of that shape.
       program: a key of `aot.programs.PROGRAMS`.
-      codegen: see `aot.account.take`.
+      codegen, effort: see `aot.account.take`.
 
     Returns:
       The report, ready for JSON, and the compiled text (empty where nothing fits).
@@ -100,7 +111,7 @@ def check(
     there = describe_topology(topology, slices)
     mesh = make_mesh(config.mesh, there.devices)
     built = programs.PROGRAMS[program](config, mesh)
-    found, text = account.take(built, there.chip, mesh, codegen)
+    found, text = account.take(built, there.chip, mesh, codegen, effort)
     data, sampler = config.data, config.sampler
     report = {
         "topology": topology,
@@ -154,6 +165,10 @@ def describe(report: dict[str, Any]) -> str:
         )
     for kind, one in report["collectives"].items():
         lines.append(f"  {kind:20}{one['count']:7,} x, {one['bytes'] / 2**30:9.2f} GiB sent a chip")
+    if report["compiled"] and report["effort"]:
+        lines.append(
+            f"  compiled with effort {report['effort']:g}: what a run executes is other code"
+        )
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines.append(
         f"  lowered in {report['lower_seconds']:.0f} s, "

@@ -53,6 +53,7 @@ class Account:
     Attributes:
       fits: whether a chip's memory, without `RESERVED`, holds it.
       compiled: whether machine code was written too.
+      effort: with which it was; other than 0 it is not the code that a run executes.
       bytes: on one device, by part: the program's own (`Program.parts`); "activations", all else
         that lives while it runs (activations, gathered weights, gradients); "total"; "memory", what
         the chip has; "host", what lies in the host's memory for this device.
@@ -66,6 +67,7 @@ class Account:
 
     fits: bool
     compiled: bool
+    effort: float
     bytes: Mapping[str, int]
     model_flops: int
     recomputed_flops: int
@@ -77,7 +79,9 @@ class Account:
     versions: Mapping[str, str]
 
 
-def take(program: Program, chip: Chip, mesh: Mesh, codegen: bool = True) -> tuple[Account, str]:
+def take(
+    program: Program, chip: Chip, mesh: Mesh, codegen: bool = True, effort: float = 0.0
+) -> tuple[Account, str]:
     """Compiles `program` with `mesh` in force.
 
     Args:
@@ -85,6 +89,8 @@ def take(program: Program, chip: Chip, mesh: Mesh, codegen: bool = True) -> tupl
       chip: of the mesh.
       mesh: of described devices.
       codegen: False stops before machine code is written, see `placement.place`.
+      effort: of the compiler for the speed of machine code, -1 to 1; at 0, the compiler's own, the
+        code is what a run executes.
 
     Returns:
       The account, and the compiled text; empty where the compiler found that it does not fit.
@@ -95,7 +101,7 @@ def take(program: Program, chip: Chip, mesh: Mesh, codegen: bool = True) -> tupl
         lowered = program.jitted.lower(*program.arguments)
     lowered_at = time.perf_counter()
     try:
-        placed = _compiled(lowered) if codegen else placement.place(lowered)
+        placed = _compiled(lowered, effort) if codegen else placement.place(lowered)
     except jax.errors.JaxRuntimeError as error:
         wanted = wanted_bytes(str(error))
         if not wanted:
@@ -112,6 +118,7 @@ def take(program: Program, chip: Chip, mesh: Mesh, codegen: bool = True) -> tupl
     account = Account(
         fits=bool(placed.text) and placed.total <= chip.memory - RESERVED,
         compiled=codegen and bool(placed.text),
+        effort=effort,
         bytes={
             **parts,
             "activations": placed.total - sum(parts.values()),
@@ -129,8 +136,9 @@ def take(program: Program, chip: Chip, mesh: Mesh, codegen: bool = True) -> tupl
     return account, placed.text
 
 
-def _compiled(lowered: Any) -> Placement:
-    compiled = lowered.compile()
+def _compiled(lowered: Any, effort: float) -> Placement:
+    options = {"exec_time_optimization_effort": effort} if effort else {}
+    compiled = lowered.compile(compiler_options=options)
     memory = compiled.memory_analysis()
     # Its sizes of temporaries count memory that is used twice over, twice; the peak does not.
     total = memory.peak_memory_in_bytes + memory.generated_code_size_in_bytes

@@ -97,7 +97,7 @@ def test_a_tiny_step_is_compiled(capsys):
     """Its memory is what it was placed in, but for the program's code."""
     pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
     found = report(capsys, *FOUR)
-    assert found["compiled"] is True
+    assert found["compiled"] is True and found["effort"] == 0
     _holds(found)
     config = common.parse(compile_check.define_flags, ["compile_check", *FOUR])
     placed, _ = compile_check.check(common.read_config(config), "v5e:2x2", 1, "train", False)
@@ -106,6 +106,19 @@ def test_a_tiny_step_is_compiled(capsys):
     assert abs(code) < 20 * 2**20
     assert sizes["parameters"] == others["parameters"]
     assert placed["collectives"] == found["collectives"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_code_that_no_run_executes_is_called_that(capsys):
+    """The least effort of the compiler."""
+    pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
+    call(*FOUR, "--effort=-1")
+    printed = capsys.readouterr().out
+    found = json.loads(printed.splitlines()[-1])
+    assert found["compiled"] is True and found["effort"] == -1
+    assert "what a run executes is other code" in printed
+    _holds(found)
 
 
 def test_a_program_that_does_not_fit_says_so(capsys, monkeypatch):
