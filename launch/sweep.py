@@ -26,6 +26,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -308,9 +309,14 @@ def _start(trial: Trial, ledger: Ledger, lock: IO[str]) -> Running:
     return Running(trial, commands[1:], _launch(commands[0], folder, lock), time.time(), lock)
 
 
+def _shell(words: Sequence[str]) -> str:
+    """As a line that a shell takes."""
+    return shlex.join(("python", "-m", *words))
+
+
 def _launch(words: Sequence[str], folder: Path, lock: IO[str]) -> subprocess.Popen:
     with (folder / LOG).open("a") as log:
-        log.write(f"$ python -m {' '.join(words)}\n")
+        log.write(f"$ {_shell(words)}\n")
         log.flush()
         # Its own group: Ctrl-C reaches this process alone, which passes it on once.
         return subprocess.Popen(
@@ -363,7 +369,7 @@ def main(values: flags.FlagValues) -> None:
     if values.list:
         for trial in todo:
             for words in trial.words(ledger.workdir):
-                print(f"{trial.name}: python -m {' '.join(words)}")
+                print(f"{trial.name}: {_shell(words)}")
     elif values.target == sweep_targets.LOCAL:
         run_here(values, todo, ordered, ledger)
     else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -216,6 +217,20 @@ def test_the_example_is_a_sweep():
 
 def _main(*words: str) -> None:
     sweep.main(common.parse(sweep.define_flags, ["sweep", *words]))
+
+
+def test_commands_are_said_as_a_shell_takes_them(tmp_path, capsys):
+    sources = [{"data.sources": ({"kind": "strokes"},)}]
+    (trial,) = trials.of_overrides("c.py", sources, evaluate=())
+    file = tmp_path / "one.py"
+    file.write_text(f"from launch.trials import Trial\ndef get_sweep():\n    return [{trial!r}]\n")
+    _main(f"--sweep={file}", f"--workdir={tmp_path / 'runs'}", "--list")
+    name, _, said = capsys.readouterr().out.strip().partition(": ")
+    assert name == "t0" and shlex.split(said) == [
+        "python",
+        "-m",
+        *trial.words(tmp_path / "runs")[0],
+    ]
 
 
 def test_one_trial_by_number_or_name(tmp_path, capsys):
