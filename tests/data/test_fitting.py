@@ -159,6 +159,7 @@ PAPER_SHAPE = (1908, 13_690, 17_408)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_both_mixtures_whole():
     _, _, _, tiny = tiny_lengths(1.0)
     assert min(without_the_last_window(tiny, TINY_SHAPE)[0]) >= 0.95
