@@ -17,18 +17,11 @@ from process_gen.sampling import programs
 from process_gen.sampling.painter import Painter
 from process_gen.sampling.painting import given_parts
 from process_gen.sampling.text_decode import next_token
+from tests.sampling.test_painter import MODEL
 
 CONFIG = from_mapping(
     {
-        "model": {
-            "width": 16,
-            "mlp_width": 32,
-            "num_layers": 2,
-            "num_heads": 2,
-            "num_kv_heads": 1,
-            "head_dim": 8,
-            "layers": "scan",
-        },
+        "model": MODEL,
         "sampler": {
             "batch": 2,
             "max_text": 8,

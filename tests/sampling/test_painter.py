@@ -44,17 +44,19 @@ class Says:
         return self.texts[min(self.asked, len(self.texts)) - 1]
 
 
+# Sizes of the smallest model that paints.
+MODEL = {
+    "width": 16,
+    "mlp_width": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 8,
+    "layers": "scan",
+}
 CONFIG = from_mapping(
     {
-        "model": {
-            "width": 16,
-            "mlp_width": 32,
-            "num_layers": 2,
-            "num_heads": 2,
-            "num_kv_heads": 1,
-            "head_dim": 8,
-            "layers": "scan",
-        },
+        "model": MODEL,
         "sampler": {
             "batch": 2,
             "max_text": 6,

@@ -21,6 +21,7 @@ from process_gen.sampling.calls import Begun, Rows, course
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.programs import Programs
 from process_gen.strokes.plans import StrokesOptions, trajectory_at
+from tests.sampling.test_painter import MODEL
 
 TOKENIZER = load_tokenizer()
 IDS = token_ids(TOKENIZER)
@@ -44,15 +45,7 @@ def lively(params):
 def make_config(context_images: str) -> Config:
     return from_mapping(
         {
-            "model": {
-                "width": 16,
-                "mlp_width": 32,
-                "num_layers": 2,
-                "num_heads": 2,
-                "num_kv_heads": 1,
-                "head_dim": 8,
-                "layers": "scan",
-            },
+            "model": MODEL,
             "data": {"grammar": {"context_images": context_images, "noise_copies": 1}},
             "sampler": {"batch": 2, "max_text": 48, "max_context": 448, "temperature": 0.0},
         }

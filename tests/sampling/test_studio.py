@@ -15,19 +15,11 @@ from process_gen.sampling import studio
 from process_gen.sampling.painter import Painter
 from process_gen.sampling.programs import Programs
 from process_gen.sampling.studio import Usage, bucket
-from tests.sampling.test_painter import PLAN, Says
+from tests.sampling.test_painter import MODEL, PLAN, Says
 
 CONFIG = from_mapping(
     {
-        "model": {
-            "width": 16,
-            "mlp_width": 32,
-            "num_layers": 2,
-            "num_heads": 2,
-            "num_kv_heads": 1,
-            "head_dim": 8,
-            "layers": "scan",
-        },
+        "model": MODEL,
         "sampler": {
             "batch": 4,
             "max_text": 12,
