@@ -21,8 +21,9 @@ from process_gen.core.encoder_sizes import VaeSizes
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
 # Rows of the middle attention's score matrix made at once: 1024 x 1024 pixels have 16384 positions,
-# whose whole matrix would take a gigabyte.
-ATTENTION_ROWS = 2048
+# whose whole matrix would take a gigabyte. Of 1024 rows and more the TPU compiler may make one
+# program that asks a v6e core for more memory than it has (`CompileTimeScopedVmemOom`).
+ATTENTION_ROWS = 512
 
 
 # bool [N, Y, X], where a picture lies in a larger canvas; None where it fills it.
