@@ -66,7 +66,7 @@ def train(config: Config, mesh: Mesh) -> Program:
     batch = jax.tree.map(lambda x: _tokens((rows, *x.shape[1:]), x.dtype, mesh), pack)
     run = step.make_train_step(fns, rule, schedule, config, latents.of_model(config.model))
     work = flops.of_batch(pack) * rows
-    again = _recomputed(config.model.remat, flops.forward(config.model, work))
+    again = flops.recomputed(config.model, work)
     key = jax.eval_shape(lambda: jax.random.key(0))
     return Program(
         loop.jit_step(run, state),
@@ -81,18 +81,6 @@ def train(config: Config, mesh: Mesh) -> Program:
         recomputed_flops=again,
         traffic=(2 + (again > 0)) * _in_use(state.params, config, mesh) + 2 * shard_bytes(state),
     )
-
-
-def _recomputed(remat: str, forward: Mapping[str, int]) -> int:
-    """FLOPs that the backward pass does again, by `model.remat`."""
-    parts = {
-        "none": (),
-        "dots": ("attention",),
-        "full": ("und", "gen", "attention", "encoder"),
-        "attention": ("und", "gen", "encoder"),
-        "offload": ("und", "gen", "encoder"),
-    }
-    return sum(forward[name] for name in parts[remat])
 
 
 def denoise(config: Config, mesh: Mesh) -> Program:

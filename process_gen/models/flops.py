@@ -12,7 +12,7 @@ No device and no jax is needed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -132,7 +132,8 @@ def _with_adapter(base: _Map, lora: LoraConfig | None) -> list[_Map]:
     return [base._replace(by_weight=False), down, _Map(base.tokens, lora.rank, base.outputs)]
 
 
-def _expert(model: ModelConfig, name: str, tokens: int) -> list[_Map]:
+def _expert(model: ModelConfig, name: str, tokens: int) -> dict[str, list[_Map]]:
+    """Of one layer, by name."""
     d, heads, kv = (
         model.width,
         model.num_heads * model.head_dim,
@@ -150,28 +151,40 @@ def _expert(model: ModelConfig, name: str, tokens: int) -> list[_Map]:
     frozen = name == "und" and model.freeze_und
     trained = not (frozen or model.lora.rank)
     adapters: Mapping[str, LoraConfig] = {} if frozen else model.lora.of(name)
-    maps = []
+    maps = {}
     for key, size in sizes.items():
         base = _Map(tokens, *size, by_input=not frozen, by_weight=trained)
-        maps += _with_adapter(base, adapters.get(key))
-    return maps * model.num_layers
+        maps[key] = _with_adapter(base, adapters.get(key))
+    return maps
+
+
+def _layers(model: ModelConfig, name: str, tokens: int) -> list[_Map]:
+    return sum(_expert(model, name, tokens).values(), []) * model.num_layers
+
+
+def _encoder_trained(model: ModelConfig) -> bool:
+    return not (model.freeze_und or model.lora.rank)
+
+
+def _encoder_layer(model: ModelConfig, patches: int) -> list[_Map]:
+    vit, trained = model.vit, _encoder_trained(model)
+    return [
+        *(_Map(patches, vit.width, vit.width, trained, trained) for _ in "qkvo"),
+        _Map(patches, vit.width, vit.mlp_width, trained, trained),
+        _Map(patches, vit.mlp_width, vit.width, trained, trained),
+    ]
 
 
 def _encoder(model: ModelConfig, patches: int) -> list[_Map]:
     if model.und_encoder == "none":
         return []
-    trained = not (model.freeze_und or model.lora.rank)
+    trained = _encoder_trained(model)
     if model.und_encoder == "patch":
         return [_Map(patches, model.und_features, model.width, False, trained)]
     vit = model.vit
-    layer = [
-        *(_Map(patches, vit.width, vit.width, trained, trained) for _ in "qkvo"),
-        _Map(patches, vit.width, vit.mlp_width, trained, trained),
-        _Map(patches, vit.mlp_width, vit.width, trained, trained),
-    ]
     return [
         _Map(patches, model.und_features, vit.width, False, trained),
-        *(layer * vit.num_layers),
+        *(_encoder_layer(model, patches) * vit.num_layers),
         _Map(patches, vit.width, model.width, trained, trained),
         _Map(patches, model.width, model.width, trained, trained),
     ]
@@ -180,8 +193,8 @@ def _encoder(model: ModelConfig, patches: int) -> list[_Map]:
 def _maps(model: ModelConfig, work: Work) -> dict[str, list[_Map]]:
     d, p, trained = model.width, model.latent_features, not model.lora.rank
     return {
-        "und": _expert(model, "und", work.text + work.patches),
-        "gen": _expert(model, "gen", work.latents),
+        "und": _layers(model, "und", work.text + work.patches),
+        "gen": _layers(model, "gen", work.latents),
         "encoder": _encoder(model, work.patches),
         "head": [_Map(work.labels, d, model.vocab_size, not model.freeze_und, trained)],
         "flow": [
@@ -193,6 +206,14 @@ def _maps(model: ModelConfig, work: Work) -> dict[str, list[_Map]]:
     }
 
 
+def _products(maps: Iterable[_Map]) -> int:
+    return sum(2 * m.tokens * m.inputs * m.outputs for m in maps)
+
+
+def _encoder_attention(model: ModelConfig, work: Work) -> int:
+    return 4 * work.patch_pairs * model.vit.width * model.vit.num_layers
+
+
 def forward(model: ModelConfig, work: Work) -> dict[str, int]:
     """FLOPs of a forward pass by part; the sum of the values is the whole.
 
@@ -200,12 +221,9 @@ def forward(model: ModelConfig, work: Work) -> dict[str, int]:
     weighted sums of all layers; "encoder", the understanding encoder; "head", the logits; "flow",
     what latent tokens enter and leave by. A picture's codec is not part of the model.
     """
-    parts = {
-        name: sum(2 * m.tokens * m.inputs * m.outputs for m in maps)
-        for name, maps in _maps(model, work).items()
-    }
+    parts = {name: _products(maps) for name, maps in _maps(model, work).items()}
     if model.und_encoder == "siglip":
-        parts["encoder"] += 4 * work.patch_pairs * model.vit.width * model.vit.num_layers
+        parts["encoder"] += _encoder_attention(model, work)
     parts["attention"] = 4 * work.pairs * model.num_heads * model.head_dim * model.num_layers
     return parts
 
@@ -221,8 +239,8 @@ def backward(model: ModelConfig, work: Work) -> dict[str, int]:
         name: sum(2 * m.tokens * m.inputs * m.outputs * (m.by_input + m.by_weight) for m in maps)
         for name, maps in _maps(model, work).items()
     }
-    if model.und_encoder == "siglip" and not (model.freeze_und or model.lora.rank):
-        parts["encoder"] += 8 * work.patch_pairs * model.vit.width * model.vit.num_layers
+    if model.und_encoder == "siglip" and _encoder_trained(model):
+        parts["encoder"] += 2 * _encoder_attention(model, work)
     parts["attention"] = 2 * forward(model, work)["attention"]
     return parts
 
@@ -230,3 +248,26 @@ def backward(model: ModelConfig, work: Work) -> dict[str, int]:
 def train(model: ModelConfig, work: Work) -> int:
     """FLOPs of a forward and a backward pass. The optimiser's update is not counted."""
     return sum(forward(model, work).values()) + sum(backward(model, work).values())
+
+
+def recomputed(model: ModelConfig, work: Work) -> int:
+    """FLOPs of the forward pass that the backward pass does again, by `model.remat`.
+
+    The last product of a layer is only added to the residual stream, so no gradient needs it again.
+    Of a frozen expert (`freeze_und`) the attention of the others needs queries, keys and values
+    alone. What a kernel of attention does again within its backward pass is not counted.
+    """
+    again = 0
+    if model.remat in ("full", "attention", "offload"):
+        for name, tokens in (("und", work.text + work.patches), ("gen", work.latents)):
+            maps = _expert(model, name, tokens)
+            maps["down"] = maps["down"][1:-1]  # an adapter's first product stays
+            if name == "und" and model.freeze_und:
+                maps = {key: maps[key] for key in "qkv"}
+            again += _products(sum(maps.values(), [])) * model.num_layers
+    if model.remat in ("full", "dots"):
+        again += forward(model, work)["attention"]
+    if model.remat != "none" and model.und_encoder == "siglip" and _encoder_trained(model):
+        layer = _encoder_layer(model, work.patches)[:-1]
+        again += _products(layer) * model.vit.num_layers + _encoder_attention(model, work)
+    return again

@@ -103,13 +103,8 @@ def test_forward_counts_every_product(changes):
     assert fewer == found - 2 * model.width * model.vocab_size
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, SIGLIP, {"lora": {"rank": 4, "targets": ("q", "up")}}],
-    ids=["patch", "siglip", "adapters"],
-)
-def test_backward_counts_every_product(changes):
-    model = model_of(**changes)
+def gradient_products(model) -> int:
+    """Of a forward and a backward pass, by all weights that are trained."""
     run, params, noise = pass_of(model)
 
     def taken(params, noise):
@@ -130,11 +125,49 @@ def test_backward_counts_every_product(changes):
             [v for (_, v), ours in zip(flat, adapters, strict=True) if ours]
         )
 
-    found = products(jax.make_jaxpr(taken)(params, noise).jaxpr)
+    return products(jax.make_jaxpr(taken)(params, noise).jaxpr)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, SIGLIP, {"lora": {"rank": 4, "targets": ("q", "up")}}],
+    ids=["patch", "siglip", "adapters"],
+)
+def test_backward_counts_every_product(changes):
+    model = model_of(**changes)
+    found = gradient_products(model)
     counted = flops.train(model, ALL_PAIRS)
     assert counted == found
     if model.lora.rank:
         assert counted < 0.75 * flops.train(model_of(), ALL_PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "remat"),
+    [
+        (SIGLIP, "full"),
+        (SIGLIP, "dots"),
+        ({**SIGLIP, "freeze_und": True}, "full"),
+        ({"lora": {"rank": 4, "targets": ("q", "up", "down")}}, "full"),
+    ],
+    ids=["full", "dots", "frozen", "adapters"],
+)
+def test_what_is_done_again_is_counted_and_no_more(changes, remat):
+    model = model_of(**changes, remat=remat)
+    more = gradient_products(model) - gradient_products(model_of(**changes))
+    assert flops.recomputed(model, ALL_PAIRS) == more > 0
+    assert flops.recomputed(model_of(**changes), ALL_PAIRS) == 0
+    # `down` is not among it, and of a frozen expert less than half is.
+    parts = flops.forward(model, ALL_PAIRS)
+    assert more < sum(parts[name] for name in ("und", "gen", "attention", "encoder"))
+
+
+def test_kept_attention_is_not_done_again():
+    full, kept = (
+        flops.recomputed(model_of(remat=remat), ALL_PAIRS) for remat in ("full", "attention")
+    )
+    assert full - kept == flops.forward(model_of(), ALL_PAIRS)["attention"] > 0
+    assert kept == flops.recomputed(model_of(remat="offload"), ALL_PAIRS)
 
 
 def test_xla_counts_the_same_and_what_comes_on_top():
