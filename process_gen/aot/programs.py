@@ -34,7 +34,8 @@ class Program(NamedTuple):
     """What is to be compiled, and what is known of it beforehand.
 
     Attributes:
-      jitted: of `jax.jit`.
+      jitted: of `jax.jit`. It keeps arguments that it does not read, such as the head while a
+        picture is painted: they lie in the memory all the same.
       arguments: of it; arrays are `jax.ShapeDtypeStruct`s with shardings.
       parts: the arguments that lie in a device's memory, by name.
       model_flops: of one run on all devices, padding and what is computed again left out.
@@ -104,7 +105,7 @@ def denoise(config: Config, mesh: Mesh) -> Program:
         return programs.denoise(weights, pool, rows, guided, course)
 
     return Program(
-        jax.jit(run),
+        jax.jit(run, keep_unused=True),
         (weights, pool, rows, abstract),
         {"parameters": weights, "cache": pool},
         model_flops=sum(flops.forward(model, work).values()),
@@ -125,7 +126,7 @@ def decode(config: Config, mesh: Mesh) -> Program:
     number = jax.ShapeDtypeStruct((sampler.batch,), np.int32, sharding=whole)
     patience = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
     return Program(
-        jax.jit(programs.write_text, donate_argnums=1),
+        jax.jit(programs.write_text, donate_argnums=1, keep_unused=True),
         (weights, pool, rows, Begun(number, number, patience)),
         {"parameters": weights, "cache": pool},
         model_flops=sum(flops.forward(config.model, work).values()),
