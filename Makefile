@@ -4,7 +4,7 @@
 #   make demo                     train, paint and score in miniature
 #   make test                     the quick tests
 #   make PYTHON=python3.12 test   with an interpreter of your choice (3.11 to 3.13)
-#   make test ARGS="-k mask -x"   with further arguments for pytest
+#   make test ARGS="-k mask -x"   with further arguments for pytest (-n0: in one process)
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -60,8 +60,9 @@ demo: $(VENV)/.installed
 	@echo "Painted step by step, in a browser: demo/report.html (scores: demo/evaluation/report.html)"
 	@echo "The same prompts by the painter that comes with the package: demo/shipped/report.html"
 
+# On every core, and on at most four: each process holds its own jax and its own programs.
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n logical --maxprocesses=4 --dist=loadfile $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest -m slow $(ARGS)

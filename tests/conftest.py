@@ -43,6 +43,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Quick tests run a program once or twice: making it costs more than a slow one takes to run.
+    # Others train for minutes, or look at what the compiler makes for an accelerator.
+    given = os.environ.get("XLA_FLAGS", "")
+    if config.option.markexpr == "not slow" and "xla_backend_optimization_level" not in given:
+        os.environ["XLA_FLAGS"] = f"{given} --xla_backend_optimization_level=0"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     platforms = os.environ["JAX_PLATFORMS"].replace("cuda", "gpu").split(",")
     for item in items:

@@ -1,7 +1,7 @@
 """The sharding of every weight of the 7B model, in files to be read and reviewed by diff.
 
 A weight that is suddenly whole on every device, or cut along another axis, costs memory or traffic
-and breaks nothing else. Where a change is meant: ``pytest tests/sharding --update_golden``.
+and breaks nothing else. Where a change is meant: ``pytest tests/sharding --update-golden``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def test_every_weight_lies_where_it_did(name, update_golden):
     found, file = dump(MESHES[name]), GOLDEN / f"bagel_7b_{name}.txt"
     if update_golden:
         file.write_text(found)
-    assert found == file.read_text(), "if this is meant: pytest tests/sharding --update_golden"
+    assert found == file.read_text(), "if this is meant: pytest tests/sharding --update-golden"
 
 
 def test_another_rule_is_noticed(monkeypatch):

@@ -106,6 +106,13 @@ def summed(config, fns):
     return jax.jit(jax.value_and_grad(total, has_aux=True))
 
 
+@pytest.fixture(scope="module")
+def grad(setup):
+    """Of `summed` for the plain config: one program, compiled once."""
+    config, fns, _ = setup
+    return summed(config, fns)
+
+
 def row(*packed_runs) -> PackedBatch:
     return stack([pack(packed_runs, LENGTHS, SIZES)])
 
@@ -115,10 +122,9 @@ def largest_difference(a, b):
     return max(float(jnp.max(jnp.abs(x - y)) / (1e-6 + jnp.max(jnp.abs(y)))) for x, y in pairs)
 
 
-def test_packing_two_trajectories_changes_neither(setup):
-    config, fns, params = setup
+def test_packing_two_trajectories_changes_neither(setup, grad):
+    config, _, params = setup
     a, b = runs(config, trajectory_at(0, 1, FAULTY), trajectory_at(0, 2, FAULTY))
-    grad = summed(config, fns)
     (loss_a, _), grad_a = grad(params, row(a), draws_for([(0, a)], LENGTHS))
     (loss_b, _), grad_b = grad(params, row(b), draws_for([(1, b)], LENGTHS))
     both, draws = row(a, b), draws_for([(0, a), (1, b)], LENGTHS)
@@ -221,19 +227,19 @@ def test_a_noised_image_reaches_its_own_loss_only(setup):
         {"attention": "chunked", "remat": "offload"},
     ],
 )
-def test_how_layers_are_run_changes_no_number(setup, change):
-    config, fns, params = setup
+def test_how_layers_are_run_changes_no_number(setup, grad, change):
+    config, _, params = setup
     other = tiny(**change)
-    other_fns = functional.build(other.model)
     (run,) = runs(config, trajectory_at(0, 3, FAULTY))
     batch, draws = row(run), draws_for([(0, run)], LENGTHS)
-    one, two = summed(config, fns), summed(other, other_fns)
-    (loss, _), grads = one(params, batch, draws)
-    (other_loss, _), other_grads = two(params, batch, draws)
+    other_grad = summed(other, functional.build(other.model))
+    (loss, _), grads = grad(params, batch, draws)
+    (other_loss, _), other_grads = other_grad(params, batch, draws)
     assert other_loss == pytest.approx(float(loss), rel=1e-5)
     assert largest_difference(other_grads, grads) < 1e-4
     # The setting did change the program.
-    assert one.lower(params, batch, draws).as_text() != two.lower(params, batch, draws).as_text()
+    texts = [g.lower(params, batch, draws).as_text() for g in (grad, other_grad)]
+    assert texts[0] != texts[1]
 
 
 def test_what_the_backward_pass_computes_again(setup):
