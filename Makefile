@@ -88,9 +88,12 @@ browser:
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
-# In an environment of its own, so that it changes nothing of what it looks at.
+# In an environment of its own, so that it changes nothing of what it looks at. Strict: a package
+# that the database does not answer for is an error, and not "no known vulnerabilities".
 audit: $(VENV)/.installed-dev
 	@[ -x $(VENV)/audit/bin/pip-audit ] || { $(PY) -m venv $(VENV)/audit && \
 	  $(VENV)/audit/bin/python -m pip --disable-pip-version-check install -q 'pip-audit>=2.10,<3'; }
-	$(VENV)/audit/bin/pip-audit --progress-spinner=off --skip-editable \
-	  --path "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	@$(PY) -m pip --disable-pip-version-check list --format=freeze --exclude-editable \
+	  > $(VENV)/audit/installed.txt
+	$(VENV)/audit/bin/pip-audit --strict --progress-spinner=off --no-deps --disable-pip \
+	  --requirement $(VENV)/audit/installed.txt
