@@ -49,16 +49,26 @@ class Times:
         return {**found, "rounds": len(ordered), **more}
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 0
+) -> dict[str, Times]:
     """Times every call in every round, one after the other, after one call that does not count.
 
     A machine that slows down for a while slows all of them, so ratios are worth more than times.
+
+    Args:
+      calls: what is timed, by name.
+      rounds: timed calls of each.
+      warm: calls right before each timed one that do not count. Without any, every call finds the
+        caches full of another call's weights.
     """
     for call in calls.values():
         jax.block_until_ready(call())
     times = {name: Times() for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            for _ in range(warm):
+                jax.block_until_ready(call())
             started = time.perf_counter()
             jax.block_until_ready(call())
             times[name].seconds.append(time.perf_counter() - started)

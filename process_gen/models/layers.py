@@ -14,6 +14,7 @@ from flax import nnx
 from process_gen.core import axes
 from process_gen.core.model_config import LoraConfig
 from process_gen.kernels.key_block import KeyBlock
+from process_gen.models.products import product
 from process_gen.sharding import rules
 
 
@@ -83,7 +84,8 @@ class Linear(nnx.Module):
         kernel = rules.in_use(self.kernel[...].astype(x.dtype), self.names)
         # Rows and tokens that are both cut over devices have no flattened view without moving.
         flat = x.reshape(-1, x.shape[-1]) if rules.mesh_in_force() is None else x
-        out = flat @ kernel
+        on_cpu = flat.ndim == 2 and jax.default_backend() == "cpu"
+        out = product(flat, kernel) if on_cpu else flat @ kernel
         if self.lora is not None:
             out = out + self.lora(flat)
         if self.bias is not None:
