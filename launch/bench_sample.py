@@ -177,28 +177,57 @@ def trajectory_growth(painter: Painter, rounds: int) -> list[dict[str, Any]]:
 
 
 def one_shot_ratio(painter: Painter, rounds: int, steps: int = 50) -> dict[str, Any]:
-    """Process paintings of three pictures beside one-shot pictures, in the same rounds.
+    """Process paintings of 1, 2 and 3 pictures beside one-shot pictures, in the same rounds.
 
-    The process model's own settings against `steps` one-shot steps and the config's own number.
+    Both as the painter's settings say, one-shot with `steps` steps besides. A batch of prompts
+    each: in process mode such that end in so many pictures.
+
+    Returns:
+      Times; by number of pictures, `whole`, the ratio of whole paintings to one-shot ones, and
+      `pictures`, that of painting and reading back all pictures to painting a one-shot one. The
+      latter are calls of full batches by themselves, without writing.
     """
     sampler: SamplerConfig = painter.config.sampler
-    words = mixed_prompts(sampler.batch)
-    three = [t for t in painter.paint(words, max_images=3) if len(t.images) == 3]
-    usage = Usage()
-    calls = {
-        "process": lambda: list(painter.stream(words, max_images=3, usage=usage)),
-        "one_shot": lambda: painter.paint(words, mode="one_shot"),
-        f"one_shot_{steps}": lambda: painter.paint(words, mode="one_shot", one_shot_steps=steps),
+    batch, size = sampler.batch, painter._default_size()
+    words = mixed_prompts(24 * batch, seed=2)
+    drawn: dict[int, list[str]] = {}
+    for word, painted in zip(words, painter.paint(words), strict=True):
+        drawn.setdefault(len(painted.images), []).append(word)
+    drawn = {k: of[:batch] for k, of in sorted(drawn.items()) if len(of) >= batch}
+    one_shot = {
+        f"one_shot_{n}": functools.partial(
+            painter.paint, words[:batch], mode="one_shot", one_shot_steps=n
+        )
+        for n in sorted({sampler.one_shot_steps, steps})
     }
-    times = bench_timing.interleaved(calls, rounds)
+    calls = {f"process_{k}": functools.partial(painter.paint, of) for k, of in drawn.items()}
+    times = bench_timing.interleaved({**calls, **one_shot}, rounds)
+    own = pieces(painter._bound(sampler, size), painter, batch, sampler.denoise_steps)
+    parts = {
+        "process": own["guided" if sampler.guidance != 1 else "denoise"],
+        "read back": own["re-encode"],
+        **{
+            name: pieces(painter._bound(sampler, size), painter, batch, int(name.split("_")[-1]))[
+                "guided" if sampler.one_shot_guidance != 1 else "denoise"
+            ]
+            for name in one_shot
+        },
+    }
+    spent = bench_timing.interleaved(parts, rounds)
+    a_picture = spent["process"].median + spent["read back"].median
     return {
-        "paintings_of_three": len(three),
-        "paintings": len(words),
         **{name: t.summary() for name, t in times.items()},
-        f"process_over_one_shot_{steps}": round(
-            times["process"].median / times[f"one_shot_{steps}"].median, 3
-        ),
-        "process_over_one_shot": round(times["process"].median / times["one_shot"].median, 3),
+        "parts": {name: t.summary() for name, t in spent.items()},
+        "ratios": {
+            name: {
+                k: {
+                    "whole": round(times[f"process_{k}"].median / times[name].median, 3),
+                    "pictures": round(k * a_picture / spent[name].median, 3),
+                }
+                for k in drawn
+            }
+            for name in one_shot
+        },
     }
 
 
