@@ -12,9 +12,10 @@ import jax
 import numpy as np
 
 from launch import bench_timing
+from launch.bench_train import WIDTHS
 from process_gen.core import flow_matching as flow
 from process_gen.core.configs import SamplerConfig
-from process_gen.models import flops
+from process_gen.models import flops, functional
 from process_gen.sampling.cache import FOREVER
 from process_gen.sampling.calls import Begun, Rows, course
 from process_gen.sampling.painter import Painter
@@ -106,11 +107,25 @@ def _piece_flops(programs: Programs, batch: int, steps: int, turns: dict[str, fl
     }
 
 
-def measure_pieces(painter: Painter, rounds: int, best: float, size: tuple[int, int]) -> list:
+def untrained(painter: Painter, **model: Any) -> Painter:
+    """The same with changes to the model's sizes and random weights: for timing alone."""
+    config = dataclasses.replace(
+        painter.config, model=dataclasses.replace(painter.config.model, **model)
+    )
+    return Painter(config, jax.jit(functional.build(config.model).init)(jax.random.key(0)))
+
+
+def measure_pieces(
+    painter: Painter,
+    rounds: int,
+    best: float,
+    size: tuple[int, int],
+    batches: Sequence[int] = BATCHES,
+) -> list:
     """A row of numbers for each batch size."""
     steps = painter.config.sampler.denoise_steps
     found = []
-    for batch in BATCHES:
+    for batch in batches:
         programs = painter._bound(dataclasses.replace(painter.config.sampler, batch=batch), size)
         calls = pieces(programs, painter, batch, steps)
         turns = {"decode": float(np.asarray(calls["decode"]().turns))}
@@ -247,6 +262,10 @@ def measure_all(
         "device": pool,
         "peak": peak,
         "pieces": measure_pieces(painter, rounds, best, size),
+        "wider": {
+            name: measure_pieces(untrained(painter, **WIDTHS[name]), rounds, best, size, (16, 64))
+            for name in ("width_256", "width_512")
+        },
         "by_pictures": trajectory_growth(painter, max(1, rounds // 2)),
         "against_one_shot": one_shot_ratio(painter, rounds),
     }

@@ -16,6 +16,7 @@
 --bf16                the peak in bfloat16 too
 --json                the whole result as one JSON object on the last line
 --out=FILE            the same into a file
+--figure=FILE         a picture of it, PNG; steps, sample and train
 
 Shares of the peak are model FLOPs (`process_gen.models.flops`: pairs that are seen, no padding)
 over the best matrix product of this very run. docs/performance.md explains every number.
@@ -31,7 +32,15 @@ from absl import flags
 from etils import epath
 
 import process_gen
-from launch import bench_bagel, bench_data, bench_sample, bench_steps, bench_train, common
+from launch import (
+    bench_bagel,
+    bench_data,
+    bench_figures,
+    bench_sample,
+    bench_steps,
+    bench_train,
+    common,
+)
 from process_gen.core import configs
 from process_gen.core.errors import ConfigError
 
@@ -50,6 +59,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_boolean("bf16", False, "the peak in bfloat16 too", flag_values=values)
     flags.DEFINE_boolean("json", False, "print a JSON object", flag_values=values)
     flags.DEFINE_string("out", "", "file for the JSON object", flag_values=values)
+    flags.DEFINE_string("figure", "", "PNG file", flag_values=values)
 
 
 def run_suite(values: flags.FlagValues) -> dict[str, Any]:
@@ -91,6 +101,8 @@ def main(values: flags.FlagValues) -> None:
         **run_suite(values),
     }
     print("\n".join(_lines(found)))
+    if values.figure:
+        bench_figures.write(found, values.figure)
     text = json.dumps(found)
     if values.out:
         epath.Path(values.out).write_text(text + "\n")

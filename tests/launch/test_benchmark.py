@@ -8,10 +8,19 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 import pytest
 
 from configs import strokes_tiny
-from launch import bench_bagel, bench_sample, bench_timing, bench_train, benchmark, common
+from launch import (
+    bench_bagel,
+    bench_figures,
+    bench_sample,
+    bench_timing,
+    bench_train,
+    benchmark,
+    common,
+)
 from process_gen.core.configs import from_mapping
 from process_gen.core.errors import ConfigError
 from process_gen.models import flops
@@ -46,6 +55,14 @@ def test_branches_of_guidance_see_what_they_should(monkeypatch):
     assert np.isfinite(float(loss)) and float(jnp.abs(grads["lm_head"]["kernel"]).max()) > 0
 
 
+def test_a_call_can_be_warmed_up():
+    seen = []
+    calls = {name: lambda name=name: seen.append(name) for name in "ab"}
+    times = bench_timing.interleaved(calls, 2, warm=1)
+    assert seen == ["a", "b"] + ["a", "a", "b", "b"] * 2
+    assert len(times["a"].seconds) == 2
+
+
 def test_rounds_are_interleaved():
     seen = []
     calls = {name: lambda name=name: seen.append(name) for name in "ab"}
@@ -54,6 +71,27 @@ def test_rounds_are_interleaved():
     summary = times["a"].summary(more=1)
     assert summary["rounds"] == 3 and summary["more"] == 1
     assert summary["ms_min"] <= summary["ms"] <= summary["ms_max"]
+
+
+def _row(family, evaluations, rate):
+    exact = {"rate": rate, "low": rate - 0.1, "high": rate + 0.05}
+    return {"mode": "process", "family": family, "exact": exact,
+            "evaluations_a_painting": evaluations}  # fmt: skip
+
+
+def test_accuracy_is_drawn_against_evaluations(tmp_path):
+    rows = [_row("euler", 8, 0.9), _row("euler", 2, 0.8), _row("dpm", 4, 0.7)]
+    found = {"suite": "steps", "rows": rows}
+    bench_figures.write(found, tmp_path / "front.png")
+    assert PIL.Image.open(tmp_path / "front.png").width > 500
+    (axis,) = bench_figures.FIGURES["steps"](found).axes
+    euler, dpm = (container.lines[0].get_xydata().tolist() for container in axis.containers)
+    assert euler == [[2, 80], [8, 90]] and dpm == [[4, 70]]
+
+
+def test_a_suite_without_a_figure_says_so(tmp_path):
+    with pytest.raises(ConfigError, match="data has none; steps, sample, train have"):
+        bench_figures.write({"suite": "data"}, tmp_path / "figure.png")
 
 
 def test_a_reference_works_in_turn_with_ours(tmp_path):

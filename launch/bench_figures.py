@@ -1,0 +1,90 @@
+"""What the suites of `launch.benchmark` measured, as pictures for people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from process_gen.core.errors import ConfigError
+
+
+def _front(found: Mapping[str, Any]) -> Figure:
+    """Accuracy with its interval against velocity evaluations, a line a family; one axis a mode."""
+    modes = dict.fromkeys(row["mode"] for row in found["rows"])
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots(1, len(modes), squeeze=False)[0]
+    for axis, mode in zip(axes, modes, strict=True):
+        families: dict[str, list[Mapping[str, Any]]] = {}
+        for row in found["rows"]:
+            if row["mode"] == mode:
+                families.setdefault(row["family"], []).append(row)
+        for family, rows in families.items():
+            rows = sorted(rows, key=lambda row: row["evaluations_a_painting"])
+            rates = [100 * row["exact"]["rate"] for row in rows]
+            below = [y - 100 * row["exact"]["low"] for y, row in zip(rates, rows, strict=True)]
+            above = [100 * row["exact"]["high"] - y for y, row in zip(rates, rows, strict=True)]
+            x = [row["evaluations_a_painting"] for row in rows]
+            axis.errorbar(x, rates, (below, above), fmt="o-", capsize=2, lw=1, ms=4, label=family)
+        axis.set_xscale("log")
+        axis.set(title=mode, xlabel="velocity evaluations a painting", ylabel="exact, %")
+        axis.legend(fontsize=7)
+    return figure
+
+
+def _line(axis: Axes, x: list[float], y: list[float], title: str, across: str, up: str) -> None:
+    axis.plot(x, y, "o-", lw=1, ms=4)
+    # The straight line through 0 and the last point: what is linear lies on it.
+    axis.plot([0, x[-1]], [0, y[-1]], ":", lw=1, color="grey")
+    axis.set(title=title, xlabel=across, ylabel=up, xlim=(0, None), ylim=(0, None))
+
+
+def _sample(found: Mapping[str, Any]) -> Figure:
+    """Seconds against pictures and batch."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    pictures, denoise, read = figure.subplots(1, 3)
+    against = found["against_one_shot"]
+    numbers = sorted(int(name[8:]) for name in against if name.startswith("process_"))
+    spent = [against[f"process_{n}"]["ms"] for n in numbers]
+    _line(pictures, [*map(float, numbers)], spent, "a batch of paintings", "pictures each", "ms")
+    batches = [float(row["batch"]) for row in found["pieces"]]
+    for axis, name in ((denoise, "guided"), (read, "re-encode")):
+        spent = [row[name]["ms_a_pass"] for row in found["pieces"]]
+        _line(axis, batches, spent, f"{name}, one pass", "batch", "ms")
+    return figure
+
+
+def _train(found: Mapping[str, Any]) -> Figure:
+    """Seconds and memory against the length of packs, their number falling in step."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    time, memory = figure.subplots(1, 2)
+    rows = found["by_pack_length"]
+    tokens = [float(sum(row["tokens"].values())) for row in rows]
+    steps = [row["step"]["ms"] for row in rows]
+    _line(time, tokens, steps, "a training step", "tokens of a pack", "ms")
+    held = [row["memory"]["temporary_mb"] for row in rows]
+    _line(memory, tokens, held, "temporaries", "tokens of a pack", "MB")
+    return figure
+
+
+FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {
+    "steps": _front,
+    "sample": _sample,
+    "train": _train,
+}
+
+
+def write(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draws the numbers of a suite as PNG.
+
+    Raises:
+      ConfigError: nothing is drawn of this suite.
+    """
+    if found["suite"] not in FIGURES:
+        raise ConfigError(f"--figure: suite {found['suite']} has none; {', '.join(FIGURES)} have")
+    with epath.Path(path).open("wb") as file:
+        FIGURES[found["suite"]](found).savefig(file, format="png", dpi=110)
