@@ -31,6 +31,9 @@ def _front(found: Mapping[str, Any]) -> Figure:
             x = [row["evaluations_a_painting"] for row in rows]
             axis.errorbar(x, rates, (below, above), fmt="o-", capsize=2, lw=1, ms=4, label=family)
         axis.set_xscale("log")
+        ticks = sorted({round(row["evaluations_a_painting"]) for row in sum(families.values(), [])})
+        axis.set_xticks(ticks, [str(n) for n in ticks])
+        axis.set_xticks([], minor=True)
         axis.set(title=mode, xlabel="velocity evaluations a painting", ylabel="exact, %")
         axis.legend(fontsize=7)
     return figure
