@@ -47,13 +47,14 @@ def _line(axis: Axes, x: list[float], y: list[float], title: str, across: str, u
 
 
 def _sample(found: Mapping[str, Any]) -> Figure:
-    """Seconds against pictures and batch."""
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    pictures, denoise, read = figure.subplots(1, 3)
-    against = found["against_one_shot"]
-    numbers = sorted(int(name[8:]) for name in against if name.startswith("process_"))
-    spent = [against[f"process_{n}"]["ms"] for n in numbers]
-    _line(pictures, [*map(float, numbers)], spent, "a batch of paintings", "pictures each", "ms")
+    """Seconds and memory against pictures, seconds against the batch."""
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    (time, cache), (denoise, read) = figure.subplots(2, 2)
+    rows = found["by_pictures"]
+    pictures = [float(row["pictures"]) for row in rows]
+    _line(time, pictures, [row["ms"] for row in rows], "a batch, text included", "pictures", "ms")
+    held = [row["cache_mb"] for row in rows]
+    _line(cache, pictures, held, "keys and values of the batch", "pictures", "MB")
     batches = [float(row["batch"]) for row in found["pieces"]]
     for axis, name in ((denoise, "guided"), (read, "re-encode")):
         spent = [row[name]["ms_a_pass"] for row in found["pieces"]]

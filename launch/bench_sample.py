@@ -48,10 +48,12 @@ def _rows(batch: int, length: int) -> Rows:
     )
 
 
-def pieces(programs: Programs, painter: Painter, batch: int, steps: int) -> dict[str, Callable]:
-    """Calls of one batch size. What writes to the pool keeps it."""
+def pieces(
+    programs: Programs, painter: Painter, batch: int, steps: int, context: int = CONTEXT
+) -> dict[str, Callable]:
+    """Calls of one batch size over so many earlier tokens. What writes to the pool keeps it."""
     pool = [programs.make_pool(batch)]
-    rows, empty = _rows(batch, CONTEXT), _rows(batch, 0)
+    rows, empty = _rows(batch, context), _rows(batch, 0)
     tokens = np.ones((batch, PROMPT), np.int32)
     counts = np.full(batch, PROMPT, np.int32)
     image = np.zeros((batch, *programs.size, 3), np.uint8)
@@ -171,23 +173,43 @@ def serve(painter: Painter, prompts: Sequence[str], mode: str, **settings: Any) 
     }
 
 
-def trajectory_growth(painter: Painter, rounds: int) -> list[dict[str, Any]]:
-    """Seconds of a batch of trajectories that are cut after 1 to 12 pictures."""
-    words = mixed_prompts(painter.config.sampler.batch)
-    found = []
-    for count in (1, 2, 3, 4, 6, 8, 12):
+def trajectory_growth(painter: Painter, rounds: int, most: int = 12) -> list[dict[str, Any]]:
+    """What a batch of trajectories costs by its number of pictures, from the calls it is made of.
 
-        def run(count: int = count) -> int:
-            done = painter.paint(words, max_images=count, seed=1)
-            return sum(len(t.images) for t in done)
-
-        run()
-        times, pictures = bench_timing.Times(), 0
-        for _ in range(rounds):
-            started = time.perf_counter()
-            pictures = run()
-            times.seconds.append(time.perf_counter() - started)
-        found.append(times.summary(max_images=count, pictures=pictures))
+    Each picture is `WRITTEN` tokens of plan, the painting with guidance, the reading back and
+    `WRITTEN` tokens of inspection, over all that came before. No painter of the Strokes world goes
+    on for so long by itself.
+    """
+    batch, steps = painter.config.sampler.batch, painter.config.sampler.denoise_steps
+    sampler = dataclasses.replace(painter.config.sampler, max_context=2048)
+    programs = painter._bound(sampler, painter._default_size())
+    copies = sum(programs.picture_tokens.values())
+    contexts = [PROMPT + n * (2 * WRITTEN + copies) for n in range(most)]
+    once = ("decode", "guided", "re-encode")
+    calls = {
+        (context, name): call
+        for context in contexts
+        for name, call in pieces(programs, painter, batch, steps, context).items()
+        if name in once
+    }
+    # A text may close before `WRITTEN` turns are over.
+    turns = {c: float(np.asarray(calls[c, "decode"]().turns)) for c in contexts}
+    times = bench_timing.interleaved(calls, rounds)
+    found, spent = [], 0.0
+    for number, context in enumerate(contexts, 1):
+        parts = {name: times[context, name].median for name in once}
+        parts["decode"] *= WRITTEN / turns[context]
+        spent += sum(parts.values()) + parts["decode"]  # a plan and an inspection
+        tokens = context + 2 * WRITTEN + copies
+        cache = 8 * tokens * painter.config.model.num_layers
+        cache *= painter.config.model.num_kv_heads * painter.config.model.head_dim
+        found.append({
+            "pictures": number,
+            "ms": round(1e3 * spent, 2),
+            "tokens": tokens,
+            "cache_mb": round(batch * cache / 1e6, 2),
+            **{name: round(1e3 * part, 3) for name, part in parts.items()},
+        })  # fmt: skip
     return found
 
 
