@@ -134,7 +134,8 @@ def test_without_faults_the_guard_changes_no_bit(tmp_path):
         tx, step = make_step(config, advance)
         data, key = Faulty(), jax.random.key(1)
         state = state_lib.init_state(FNS, tx, key, 9, mesh)
-        jitted = jax.jit(step)
+        # As users compile: what is left unoptimised rounds by how it is cut into kernels.
+        jitted = jax.jit(step, compiler_options={"xla_backend_optimization_level": 3})
         for _ in range(6):
             state, _ = jitted(state, next(data), key)
         ends.append(jax.device_get(state))
