@@ -161,7 +161,9 @@ class Ledger:
             **({"also": also} if also else {}),
         }
         # Folders of the machine mean nothing to others.
-        text = json.dumps(result, indent=1).replace(f"{self.workdir.resolve()}/", "") + "\n"
+        text = json.dumps(result, indent=1) + "\n"
+        for place in (self.workdir.resolve(), _ROOT.resolve()):
+            text = text.replace(f"{place}/", "")
         _write(folder / DONE, text)
         (folder / SPENT).unlink(missing_ok=True)
         if self.record is not None:

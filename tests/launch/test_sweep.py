@@ -140,6 +140,16 @@ def test_other_files_and_the_time_of_all_starts_are_kept(tmp_path):
     assert "none.json cannot be read" in failed["b"]
 
 
+def test_results_name_no_folder_of_the_machine(tmp_path):
+    source = tmp_path / "source.json"
+    places = [str(_ROOT / "process_gen"), str(tmp_path / "w" / "a"), "/elsewhere"]
+    source.write_text(json.dumps(places))
+    trial = Trial("a", (("json.tool", str(source), "{here}/scores.json"),), scores="scores.json")
+    ledger, _, _ = _run([trial], tmp_path / "w")
+    result = ledger.result(trial)
+    assert result is not None and result["scores"] == ["process_gen", "a", "/elsewhere"]
+
+
 def test_a_recorded_trial_runs_again_only_for_its_files(tmp_path):
     record = tmp_path / "record"
     base, top = _stub("base"), _stub("top", needs=("base",))
