@@ -7,9 +7,8 @@ phrases are one token each.
 --world=hard   another world's texts (easy)
 
 The same code gives the same bytes; Strokes texts of another version give other ids. The committed
-`process_gen/data/assets/strokes_tokenizer.json` therefore stays as it is while it covers the words
-of that world: checkpoints mean its ids and refuse another file. There is no such file for the hard
-world: make one, and name it in `data.tokenizer`. Takes about two seconds, the hard world longer.
+files in `process_gen/data/assets`, one a world, therefore stay as they are while they cover the
+words of their worlds: checkpoints mean their ids and refuse another file. Takes a few seconds.
 """
 
 from __future__ import annotations

@@ -90,7 +90,8 @@ class DataConfig:
     """The mixture, the pack shape, and what a trajectory shows.
 
     Attributes:
-      tokenizer: path of a `tokenizer.json`; empty for the committed Strokes one.
+      tokenizer: path of a `tokenizer.json`, or the name of a committed one ("strokes_hard"); empty
+        for that of the easy Strokes world.
       sources, eval_sources: mixtures for training and for the fixed held-out split.
       image_size: long side in pixels that all pictures are resized to, their aspect kept. With 0
         the reference's rule decides where model.codec="flux", and pixels are left as they are.

@@ -1,8 +1,8 @@
 """Text to token ids and back: the interface, and byte-level BPE behind it.
 
-The committed vocabulary (`assets/strokes_tokenizer.json`, written by `launch.train_tokenizer`) has
-one token for every word and tag of the Strokes world and falls back to bytes for the rest, so any
-UTF-8 text survives ``decode(encode(text))``. The same class loads a Qwen2 ``tokenizer.json``.
+The committed vocabularies (`COMMITTED`, written by `launch.train_tokenizer`) have one token for
+every word and tag of a Strokes world each and fall back to bytes for the rest, so any UTF-8 text
+survives ``decode(encode(text))``. The same class loads a Qwen2 ``tokenizer.json``.
 
 User text is data: ``<|im_start|>`` and its like inside a text are encoded as ordinary characters.
 The special ids exist only as attributes, for the code that lays out packs and feeds the sampler.
@@ -34,6 +34,11 @@ END_OF_TEXT = "<|endoftext|>"
 SPECIALS = (END_OF_TEXT, BOS, EOS, IMAGE_START, IMAGE_END)
 
 DEFAULT_PATH = Path(__file__).parent / "assets" / "strokes_tokenizer.json"
+# By name, so that configs and checkpoints mean the same file on every machine.
+COMMITTED = {
+    "strokes": DEFAULT_PATH,
+    "strokes_hard": DEFAULT_PATH.with_name("strokes_hard_tokenizer.json"),
+}
 
 # Fixed phrases of the Strokes world become one token each: sequence length is what an inspection
 # costs, and a verdict is then one decision. They are ordinary BPE tokens, not special ones.
@@ -188,17 +193,23 @@ def _load(path: str) -> BpeTokenizer:
     try:
         text = file.read_text()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the tokenizer {file}: {error}") from error
+        known = ", ".join(COMMITTED)
+        raise DataError(
+            f"cannot read the tokenizer {file}: {error}; wanted a file, a folder, or one of {known}"
+        ) from error
     return BpeTokenizer(text, where=str(file))
 
 
 def load_tokenizer(path: str = "") -> BpeTokenizer:
-    """Loads a ``tokenizer.json``, or a folder that holds one; empty is the committed Strokes one.
+    """Loads a ``tokenizer.json``.
+
+    Args:
+      path: the file, a folder that holds one, or a name of `COMMITTED`; empty is `DEFAULT_PATH`.
 
     Raises:
       DataError: it cannot be read.
     """
-    return _load(path or str(DEFAULT_PATH))
+    return _load(str(COMMITTED.get(path, path or DEFAULT_PATH)))
 
 
 def token_ids(tokenizer: Tokenizer) -> TokenIds:

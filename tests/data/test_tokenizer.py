@@ -9,6 +9,7 @@ import pytest
 from launch.train_tokenizer import strokes_texts
 from process_gen.core.errors import DataError
 from process_gen.data.tokenizer import (
+    COMMITTED,
     DEFAULT_PATH,
     PHRASES,
     SPECIALS,
@@ -94,18 +95,25 @@ def test_special_ids_leave_no_text_behind():
     assert token_ids(tokenizer).bos == tokenizer.bos
 
 
-def test_every_word_tag_and_phrase_of_strokes_is_one_token():
-    tokenizer = load_tokenizer()
+@pytest.mark.parametrize(
+    ("name", "world", "words", "foreign"),
+    [
+        ("strokes", "easy", {" circle", " yellow"}, " zeppelin"),
+        ("strokes_hard", "hard", {" circle", " large", " upper", " behind"}, " center"),
+    ],
+)
+def test_every_word_tag_and_phrase_of_strokes_is_one_token(name, world, words, foreign):
+    tokenizer = load_tokenizer(name)
     seen = set()
-    for text in strokes_texts(500):
+    for text in strokes_texts(500, world):
         ids, wanted = tokenizer.encode(text), pieces(tokenizer, text)
         assert [tokenizer.decode([i]) for i in ids] == wanted  # as many tokens as pieces
         seen.update(wanted)
     # The texts reach every part of the vocabulary's purpose, or the test would show little.
-    assert {" circle", " yellow", "<ins>", "</ins><des>", " the picture is complete."} <= seen
+    assert words | {"<ins>", "</ins><des>", " the picture is complete."} <= seen
     assert len(seen) > 60
-    unknown = tokenizer.encode(" zeppelin")  # partner: a word of another world is spelled out
-    assert len(pieces(tokenizer, " zeppelin")) == 1 < len(unknown)
+    unknown = tokenizer.encode(foreign)  # partner: a word of another world is spelled out
+    assert len(pieces(tokenizer, foreign)) == 1 < len(unknown)
 
 
 def pieces(tokenizer, text):
@@ -121,21 +129,28 @@ def test_training_is_a_function_of_its_texts():
     assert train_bpe(texts[:20]) != spec  # partner: other texts, other bytes
 
 
-# Checkpoints store ids of this file and are worth nothing without it.
-COMMITTED = "e5b7834250a79259"
+# Checkpoints store ids of these files and are worth nothing without them.
+KNOWN = {"strokes": "e5b7834250a79259", "strokes_hard": "74618d1887924994"}
 
 
-def test_the_committed_file_is_the_one_that_checkpoints_know():
-    assert DEFAULT_PATH.stat().st_size <= 60_000
-    assert load_tokenizer().fingerprint == COMMITTED, (
-        f"{DEFAULT_PATH.name} changed: every checkpoint and demo trained with the old one is now "
-        "orphaned, since its ids mean other words. If that is wanted, set COMMITTED here to the "
+@pytest.mark.parametrize("name", COMMITTED)
+def test_the_committed_file_is_the_one_that_checkpoints_know(name):
+    assert COMMITTED[name].stat().st_size <= 60_000
+    assert load_tokenizer(name).fingerprint == KNOWN[name], (
+        f"{COMMITTED[name].name} changed: every checkpoint and demo trained with the old one is "
+        "now orphaned, since its ids mean other words. If that is wanted, set KNOWN here to the "
         "fingerprint on the left, say so in CHANGELOG.md and train the checkpoints anew; if not, "
         "take the file back"
     )
     # Partner: a file trained on other texts has another one.
     other = BpeTokenizer(train_bpe(["a red circle", "a blue square"]))
-    assert other.fingerprint != COMMITTED
+    assert other.fingerprint not in KNOWN.values()
+
+
+def test_no_name_is_the_easy_world_and_another_name_is_refused():
+    assert load_tokenizer().fingerprint == load_tokenizer("strokes").fingerprint
+    with pytest.raises(DataError, match="one of strokes, strokes_hard"):
+        load_tokenizer("strokes_hrad")
 
 
 def test_fingerprint_follows_the_contents():
