@@ -69,11 +69,13 @@ def main(values: flags.FlagValues) -> None:
     settings = dataclasses.asdict(painter.config.sampler) | painting.sampler_settings(
         values["set"].value or ()
     )
+    # Folders of this machine mean nothing elsewhere; what was generated says what it has learned.
+    learned = tuple(s for s in painter.config.data.sources if not s.path) or DataConfig().sources
     config = dataclasses.replace(
         painter.config,
         sampler=build(SamplerConfig, settings, "sampler"),
         train=dataclasses.replace(painter.config.train, init_from=""),
-        data=dataclasses.replace(painter.config.data, sources=DataConfig().sources),
+        data=dataclasses.replace(painter.config.data, sources=learned),
     )
     about = {
         "tokenizer": painter.tokenizer.fingerprint,

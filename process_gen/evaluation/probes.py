@@ -17,6 +17,9 @@ from process_gen.core.trajectory import Trajectory
 from process_gen.evaluation import stepwise
 from process_gen.strokes.plans import StrokesOptions, build_trajectory
 from process_gen.strokes.prompts import TAGS, held_out_requirements
+from process_gen.strokes.scene import EASY, World, world_named
+
+_HELD_OUT = StrokesOptions(prompts="held_out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +40,22 @@ class Probe:
         return len(self.start.steps) - 1
 
 
-def make_probes(faulty: int, right: int, seed: int = 0) -> list[Probe]:
+def make_probes(
+    faulty: int, right: int, seed: int = 0, options: StrokesOptions = _HELD_OUT
+) -> list[Probe]:
     """Probes on held-out prompts, tag by tag in turn.
 
     Args:
       faulty: number with a rendered fault, half of them conflicts as far as prompts allow.
       right: number without.
       seed: of prompts and paintings.
+      options: of the paintings, their world and how their earlier steps are inspected among them;
+        the chances of a fault are those of the probe.
     """
     rng = np.random.default_rng([seed, 0x9B0])
     per_tag = -(-4 * (faulty + right) // len(TAGS))
-    columns = [held_out_requirements(tag, per_tag, seed) for tag in TAGS]
+    world = world_named(options.world)
+    columns = [held_out_requirements(tag, per_tag, seed, world) for tag in TAGS]
     requirements = [r for row in zip(*columns, strict=True) for r in row]
     wanted = {True: faulty, False: right}
     probes: list[Probe] = []
@@ -55,8 +63,7 @@ def make_probes(faulty: int, right: int, seed: int = 0) -> list[Probe]:
         fault = wanted[True] > 0 and (number % 2 == 0 or not wanted[False])
         kind = "conflict" if number % 4 == 0 else "misalignment"
         chances = {"conflict": 0.0, "misalignment": 0.0} | ({kind: 1.0} if fault else {})
-        options = StrokesOptions(prompts="held_out", **chances)
-        painting = build_trajectory(rng, requirement, options)
+        painting = build_trajectory(rng, requirement, dataclasses.replace(options, **chances))
         at = next((i for i, s in enumerate(painting.steps) if s.rejected), None)
         if fault and at is None:
             continue  # this prompt allows no such fault
@@ -74,7 +81,9 @@ def make_probes(faulty: int, right: int, seed: int = 0) -> list[Probe]:
     return probes
 
 
-def score(probes: Sequence[Probe], painted: Sequence[Trajectory]) -> dict[str, Any]:
+def score(
+    probes: Sequence[Probe], painted: Sequence[Trajectory], world: World = EASY
+) -> dict[str, Any]:
     """What became of the probes, as a dict that `json.dumps` accepts.
 
     Returns:
@@ -83,7 +92,7 @@ def score(probes: Sequence[Probe], painted: Sequence[Trajectory]) -> dict[str, A
     """
     checks = []
     for probe, trajectory in zip(probes, painted, strict=True):
-        found = stepwise.check_steps(trajectory)
+        found = stepwise.check_steps(trajectory, world)
         checks.append(found[probe.at] if probe.at < len(found) else None)
     judged = [c for c in checks if c is not None]
     return {

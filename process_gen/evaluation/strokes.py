@@ -38,15 +38,16 @@ class Verdict(Protocol):
 Judge = Callable[[Image, Mapping[str, Any]], Verdict]
 
 
-def verdicts(trajectory: Trajectory, judge: Judge) -> dict[str, bool] | None:
+def verdicts(trajectory: Trajectory, judge: Judge, world: World = EASY) -> dict[str, bool] | None:
     """Both verdicts on a painting, for the report; None when it carries no strokes requirement.
 
     Args:
       trajectory: its `metadata` is the requirement in GenEval's schema, or something else.
       judge: reads ``uint8[H, W, 3]`` against that requirement.
+      world: that the requirement is about.
     """
     try:
-        requirement = _requirement(trajectory)
+        requirement = _requirement(trajectory, world=world)
     except DataError:
         return None
     return _verdicts(trajectory, requirement, judge)
@@ -115,6 +116,42 @@ def score(
         "missing_tags": [tag for tag in TAGS if tag not in tags],
         "overall": {name: dataclasses.asdict(mean_of_rates(rates[name])) for name in VERDICTS},
         "process": summarize(trajectories),
+    }
+
+
+def best_of(
+    trajectories: Sequence[Trajectory], judge: Judge, world: World = EASY
+) -> dict[str, Any]:
+    """Scores the best painting of each prompt, chosen by the judge itself.
+
+    No way to choose among these paintings can do better: an upper bound.
+
+    Args:
+      trajectories: of the sampler, as many of each prompt.
+      judge: as of `score`.
+      world: that the prompts are about.
+
+    Returns:
+      A dict that `json.dumps` accepts: `num` paintings of a prompt, `nfe` (velocity evaluations of
+      all of them, a mean over prompts), `tags` and `overall` as `score` gives them, each prompt
+      one trial.
+    """
+    by_prompt: dict[int, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        assert trajectory.sampled is not None
+        by_prompt.setdefault(trajectory.sampled.index, []).append(trajectory)
+
+    def worth(trajectory: Trajectory) -> tuple[bool, ...]:
+        found = _verdicts(trajectory, _requirement(trajectory, world=world), judge)
+        return tuple(found[name] for name in VERDICTS)
+
+    scores = score([max(own, key=worth) for own in by_prompt.values()], judge, world=world)
+    evaluations = sum(t.sampled.nfe for t in trajectories if t.sampled is not None)
+    return {
+        "num": len(trajectories) // len(by_prompt),
+        "nfe": evaluations / len(by_prompt),
+        "tags": scores["tags"],
+        "overall": scores["overall"],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from process_gen.evaluation.strokes import verdicts
 from process_gen.report.curves import read_history
 from process_gen.sampling import records
 from process_gen.strokes import oracle
-from process_gen.strokes.scene import SIZE
+from process_gen.strokes.scene import WORLDS
 
 SCORES, RUN, HISTORY = "scores.json", "run.json", "metrics.jsonl"
 # What says how a run was painted, in this order; the sampler's settings follow.
@@ -162,8 +163,15 @@ def _judged(folder: epath.Path, lines: epath.Path | None) -> list[Judged]:
 
 
 def strokes_verdicts(trajectory: Trajectory) -> dict[str, bool] | None:
-    """What the oracle says; None without a requirement that it knows, or in another size."""
+    """What the oracle says; None without a requirement that it knows, or in another size.
+
+    Which Strokes world it is follows from the requirement's words and the picture's size.
+    """
     image = trajectory.final_image
-    if image is not None and image.shape[:2] != (SIZE, SIZE):
-        return None
-    return verdicts(trajectory, oracle.judge)
+    for world in WORLDS.values():
+        if image is None or image.shape[:2] == (world.size, world.size):
+            judge = functools.partial(oracle.judge, world=world)
+            found = verdicts(trajectory, judge, world)
+            if found is not None:
+                return found
+    return None

@@ -13,7 +13,7 @@ import pytest
 import process_gen
 from launch import common, evaluate
 from process_gen.checkpoint import shipped
-from process_gen.core.configs import Config
+from process_gen.core.configs import Config, SourceConfig
 from process_gen.core.trajectory import Sampled, Trajectory
 from process_gen.sampling import records
 from process_gen.strokes.layout import draw_objects, wanted
@@ -21,15 +21,21 @@ from process_gen.strokes.phrases import COMPLETE, FITS_INSTRUCTION, FITS_PROMPT
 from process_gen.strokes.plans import StrokesOptions, build_trajectory
 from process_gen.strokes.prompts import HELD_OUT_TAGS, TAGS, held_out
 from process_gen.strokes.render import render
-from process_gen.strokes.scene import Scene
+from process_gen.strokes.scene import EASY, HARD, Scene
 
 FINE = f"seen: nothing. {FITS_PROMPT} {FITS_INSTRUCTION} {COMPLETE}"
 
 
-def draw(rng, requirement):
+def draw(rng, requirement, world=EASY):
     """A picture that is right."""
-    groups = draw_objects(rng, wanted(requirement))
-    return render(Scene(tuple(item for group in groups for item in group)))
+    groups = draw_objects(rng, wanted(requirement), world)
+    return render(Scene(tuple(item for group in groups for item in group), world))
+
+
+def config_of(**options):
+    """Settings of a painter that has learned from such paintings."""
+    data = dataclasses.replace(Config().data, sources=(SourceConfig("strokes", options=options),))
+    return dataclasses.replace(Config(), data=data)
 
 
 def call(*arguments):
@@ -43,8 +49,8 @@ class PerfectPainter:
     meta = {"path": "nowhere/checkpoints/3", "step": 3, "weights": "ema"}
     fingerprint = "f00d"
 
-    def __init__(self):
-        self.wrong, self.interrupt_after, self.asked = 0, None, []
+    def __init__(self, world=EASY):
+        self.wrong, self.interrupt_after, self.asked, self.world = 0, None, [], world
 
     def stream(self, prompts, *, mode, seed, num, size, images, stop, usage, **settings):
         self.asked.append((mode, seed, num, size, settings))
@@ -54,17 +60,18 @@ class PerfectPainter:
                 os.kill(os.getpid(), signal.SIGINT)
             if stop():
                 return
-            image = np.full((32, 32, 3), 26, np.uint8)
-            if not self.wrong or i % self.wrong:
-                image = draw(rng, requirement)
-            yield Trajectory(
-                requirement["prompt"],
-                "one_shot",
-                final_image=image,
-                finish_reason="finished",
-                metadata=requirement,
-                sampled=Sampled(i, 0, seed, 16, 0.5),
-            )
+            for sample in range(num):
+                image = np.full((*size, 3), 26, np.uint8)
+                if not self.wrong or (i + sample) % self.wrong:
+                    image = draw(rng, requirement, self.world)
+                yield Trajectory(
+                    requirement["prompt"],
+                    "one_shot",
+                    final_image=image,
+                    finish_reason="finished",
+                    metadata=requirement,
+                    sampled=Sampled(i, sample, seed, 16, 0.5),
+                )
 
 
 @pytest.fixture
@@ -117,6 +124,56 @@ def test_all_right_is_one(painter, tmp_path, capsys):
     assert told["overall"]["exact"] == 1.0 and told["mode"] == "one_shot"
 
 
+def test_the_best_of_several_is_scored_too(painter, tmp_path, capsys):
+    painter.wrong = 2  # one of the two paintings of each prompt
+    flags = ["--suite=strokes", "--num_per_tag=2", "--one_shot", "--num=2", "--json"]
+    call("--checkpoint=x", *flags, f"--out={tmp_path / 'eval'}")
+    printed = capsys.readouterr().out
+    told = json.loads(printed.splitlines()[-1])
+    assert told["n"] == 28 and told["overall"]["exact"] == 0.5
+    best = told["best"]
+    assert (best["num"], best["nfe"], best["overall"]["exact"]) == (2, 32, 1.0)
+    assert best["tags"]["complex"]["n"] == 2 and best["overall"]["exact_low"] < 0.9
+    assert "best of 2, exact" in printed and "32 NFE a prompt" in printed
+
+
+def test_the_hard_world(monkeypatch, tmp_path, capsys):
+    painter = PerfectPainter(HARD)
+    painter.wrong, painter.config = 7, config_of(world="hard")  # the first of its seven prompts
+    monkeypatch.setattr(process_gen, "load", lambda *args, **kwargs: painter)
+    call("--checkpoint=x", "--suite=strokes_hard", "--num_per_tag=1", f"--out={tmp_path}", "--json")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert painter.asked == [("process", 0, 1, (48, 48), {})]
+    assert told["suite"] == "strokes_hard" and told["overall"]["exact"] == pytest.approx(6 / 7)
+    judged = [json.loads(row)["values"] for row in (tmp_path / "verdicts.jsonl").open()]
+    assert [v["exact"] for v in judged] == [False, *[True] * 6]
+
+
+@pytest.mark.parametrize(
+    ("learned", "arguments", "words"),
+    [
+        ("easy", ["--suite=strokes_hard"], "has learned from the easy one only"),
+        ("hard", ["--suite=strokes"], "has learned from the hard one only"),
+        ("hard", ["--suite=context"], "--suite=context is about the easy Strokes world"),
+        ("hard", ["--suite=strokes_hard", "--size=32x32"], "judged at 48x48 px, not at 32x32"),
+        ("hard", ["--suite=inspection_hard", "--num=2"], "paints each of its prompts once"),
+        ("hard", ["--suite=strokes_hard", "--prompts=p.jsonl"], "line 1: 'include'[0]"),
+    ],
+)
+def test_worlds_are_not_mixed(monkeypatch, tmp_path, capsys, learned, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    line = {"tag": "single_object", "include": [{"class": "star"}], "prompt": "a star"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(line))
+    painter = PerfectPainter()
+    painter.config = config_of(world=learned)
+    monkeypatch.setattr(process_gen, "load", lambda *args, **kwargs: painter)
+    with pytest.raises(SystemExit) as stopped:
+        call("--checkpoint=x", *arguments, "--out=new")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and words in error
+    assert not painter.asked and not (tmp_path / "new").exists()
+
+
 def test_prompts_of_a_file(painter, tmp_path, capsys):
     file = tmp_path / "prompts.jsonl"
     line = (
@@ -154,11 +211,16 @@ def test_a_file_that_cannot_be_scored(painter, tmp_path, capsys, text, words):
 
 
 class Apprentice(PerfectPainter):
-    """Paints step by step like the training data, and goes on with what it is given."""
+    """Paints step by step like the training data, and inspects what it is given."""
 
     def stream(self, prompts, *, mode, seed, num, size, images, stop, usage, **settings):
-        options = StrokesOptions(prompts="held_out", conflict=0.3, misalignment=0.3)
+        self.asked += prompts
+        options = StrokesOptions(
+            prompts="held_out", conflict=0.3, misalignment=0.3, world=self.world.name
+        )
         for i, given in enumerate(prompts):
+            if isinstance(given, Trajectory) and not given.steps:
+                given = given.metadata
             if isinstance(given, Trajectory):
                 last = dataclasses.replace(given.steps[-1], inspection=FINE)
                 trajectory = dataclasses.replace(given, steps=(*given.steps[:-1], last))
@@ -188,6 +250,28 @@ def test_the_inspection_suite(monkeypatch, tmp_path, capsys):
     assert "recall conflict" in printed
 
 
+def test_probes_are_inspected_as_the_painter_has_learned(monkeypatch, tmp_path):
+    for way, seen in (("verdict", False), ("see_then_judge", True)):
+        painter = Apprentice(HARD)
+        painter.config = config_of(world="hard", inspection=way)
+        monkeypatch.setattr(process_gen, "load", lambda *_, made=painter, **__: made)
+        flags = ["--suite=inspection_hard", "--num_per_tag=1", f"--out={tmp_path / way}"]
+        call("--checkpoint=x", *flags)
+        before = [step.inspection for start in painter.asked for step in start.steps[:-1]]
+        assert before and all(("seen:" in text) is seen for text in before)
+
+
+def test_the_context_suite(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(process_gen, "load", lambda *args, **kwargs: Apprentice())
+    call("--checkpoint=x", "--suite=context", "--num_per_tag=2", f"--out={tmp_path}", "--json")
+    printed = capsys.readouterr().out
+    told = json.loads(printed.splitlines()[-1])
+    assert told["suite"] == "context" and told["n"] == 8 and told["paintings"] == 16
+    assert told["own"]["judged"] > 4 and 0 < told["own"]["plan_consistent_low"] < 1
+    assert told["true"]["ended"] == 8 and told["true_minus_own"]["pairs"] == 0  # goes on with none
+    assert "own: plan consistent" in printed and "true: 0 steps judged, 8 had ended" in printed
+
+
 def test_an_interrupted_suite_is_not_scored(painter, tmp_path, capsys):
     painter.interrupt_after = 3
     out = tmp_path / "eval"
@@ -210,7 +294,7 @@ def test_an_interrupted_suite_is_not_scored(painter, tmp_path, capsys):
         (["--suite=strokes", "--out=x"], "python -m launch.train"),
         (["--checkpoint=x", "--out=x"], "--suite is missing"),
         (["--checkpoint=x", "--suite=geneva", "--out=x"], "--suite=geneva is unknown"),
-        (["--checkpoint=x", "--suite=strokes", "--out=x", "--num=2"], "--num belongs to geneval"),
+        (["--checkpoint=x", "--suite=strokes", "--out=x", "--judge=a=b"], "--judge belongs to gen"),
         (["--checkpoint=x", "--suite=strokes"], "--out is missing"),
         (["--checkpoint=x", "--suite=strokes", "--out=x", "--num_per_tag=0"], "num_per_tag"),
         (["--checkpoint=x", "--suite=strokes", "--out=x", "--set=batch=0"], "batch must be"),
