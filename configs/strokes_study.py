@@ -2,9 +2,11 @@
 
     python -m launch.sweep --sweep=configs/sweeps/study.py --workdir=runs/study --record=docs/study
     python -m launch.train --config=configs/strokes_study.py:one_shot --workdir=runs/one_shot
+    python -m launch.train --config=configs/strokes_study.py:process,world=hard --workdir=runs/hard
 
-The argument names the arm, a function below; `own=DIR` after a comma is the folder of self-sampled
-critiques that `self_critique` trains on. docs/study/README.md says how the study goes on.
+The argument names the arm, a function below. After commas: `world=hard`, the arm on the hard world,
+with the recipe of `strokes_hard`; `own=DIR`, the folder of self-sampled critiques that
+`self_critique` trains on. docs/study/README.md says how the study goes on.
 
 Hardware: 2 CPU cores. An arm takes about 20 minutes of them; results stand in docs/results.md.
 """
@@ -16,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import strokes_tiny
+from configs import strokes_hard, strokes_tiny
 
 SMALL, FULL = 2e13, 6e13  # training FLOPs; about 1,250 and 3,750 steps of `process`
 
@@ -26,6 +28,10 @@ BOTH = ({"conflict": 0.12, "misalignment": 0.15}, {"conflict": 0.3, "misalignmen
 CONFLICT = ({"conflict": 0.27, "misalignment": 0.0}, {"conflict": 0.75, "misalignment": 0.0})
 ALIGNMENT = ({"conflict": 0.0, "misalignment": 0.27}, {"conflict": 0.0, "misalignment": 0.75})
 NEITHER = ({"conflict": 0.0, "misalignment": 0.0}, {"conflict": 0.0, "misalignment": 0.0})
+
+RECIPES = {"easy": strokes_tiny, "hard": strokes_hard}
+# T, V and G of a pack of eight pictures, by the latent tokens of a side.
+ONE_SHOT_PACK = {4: (96, 0, 256), 6: (120, 0, 576)}
 
 
 def _mix(
@@ -63,7 +69,8 @@ def one_shot(config: ConfigDict) -> None:
     config.data.sources = ({"kind": "strokes_one_shot", "size": 20_000},)
     held_out = {"kind": "strokes_one_shot", "size": 800, "options": {"prompts": "held_out"}}
     config.data.eval_sources = (held_out,)
-    config.data.text_len, config.data.und_len, config.data.gen_len = 96, 0, 256
+    pack = ONE_SHOT_PACK[config.model.latent_grid]
+    config.data.text_len, config.data.und_len, config.data.gen_len = pack
 
 
 def joint(config: ConfigDict) -> None:
@@ -157,15 +164,28 @@ ARMS: dict[str, Callable[..., None]] = {
         self_critique,
     )
 }  # fmt: skip
+# Their packs, or what they read, are those of the easy world.
+EASY_ONLY = (
+    supervise_rejected, rejected_keep, rejected_vit_only, rejected_drop, copies_1, copies_4,
+    self_critique,
+)  # fmt: skip
 
 
 def get_config(arg: str = "") -> ConfigDict:
     name, *rest = (arg or "process").split(",")
     if name not in ARMS:
         raise ValueError(f"unknown arm {name!r}; known: {', '.join(ARMS)}")
-    config = strokes_tiny.get_config()
+    options = dict(word.split("=", 1) for word in rest)
+    world = options.pop("world", "easy")
+    if world not in RECIPES:
+        raise ValueError(f"unknown world {world!r}; known: {', '.join(RECIPES)}")
+    if world != "easy" and ARMS[name] in EASY_ONLY:
+        raise ValueError(f"arm {name!r} is of the easy world only")
+    config = RECIPES[world].get_config()
     config.data.window = 4096
-    ARMS[name](config, **dict(word.split("=", 1) for word in rest))
+    ARMS[name](config, **options)
+    if world == "hard":
+        strokes_hard.set_world(config)
     config.train.minutes = 0.0
     config.train.flops = SMALL
     config.train.eval_every = 500

@@ -3,7 +3,8 @@
     python -m launch.sweep --sweep=configs/sweeps/study.py --workdir=runs/study --record=docs/study
 
 Arms are those of configs/strokes_study.py, trained with equal FLOPs. The order is that of their
-worth; an arm with a result in docs/study is skipped, and an interrupted one goes on.
+worth, in the easy world and then in the hard one (`hard_...`); an arm with a result in docs/study
+is skipped, and an interrupted one goes on.
 """
 
 from __future__ import annotations
@@ -40,26 +41,29 @@ def painter(
     seed: int = 0,
     needs: tuple[str, ...] = (),
     both_modes: bool = False,
+    world: str = "",
 ) -> Trial:
     """Trains an arm that paints in steps, and scores its paintings and its inspections."""
     commands = [
         _train(arm, seed, *more),
-        _evaluate("strokes", "process"),
-        _evaluate("inspection", "inspection", f"--num_per_tag={PROBES}"),
+        _evaluate(f"strokes{world}", "process"),
+        _evaluate(f"inspection{world}", "inspection", f"--num_per_tag={PROBES}"),
     ]
     also = ["inspection/scores.json", "run/flops.json"]
     if both_modes:
-        commands.append(_evaluate("strokes", "one_shot", "--one_shot"))
+        commands.append(_evaluate(f"strokes{world}", "one_shot", "--one_shot"))
         also.append("one_shot/scores.json")
     scores = "process/scores.json"
     return Trial(name, tuple(commands), needs, scores, tuple(also), about)
 
 
-def control(name: str, about: str, *more: str, seed: int = 0) -> Trial:
+def control(
+    name: str, about: str, *more: str, seed: int = 0, arm: str = "one_shot", world: str = ""
+) -> Trial:
     """Trains the one-shot control, and scores it at the recipe's guidance."""
     commands = (
-        _train("one_shot", seed, *more),
-        _evaluate("strokes", "one_shot", "--one_shot"),
+        _train(arm, seed, *more),
+        _evaluate(f"strokes{world}", "one_shot", "--one_shot"),
     )
     return Trial(name, commands, (), "one_shot/scores.json", ("run/flops.json",), about)
 
@@ -190,6 +194,64 @@ def get_sweep() -> list[Trial]:
         for trial in (
             painter(f"process_full_s{seed}", "process", "full budget", *full, seed=seed),
             control(f"one_shot_full_s{seed}", "one-shot, full budget", *full, seed=seed),
+        )
+    ]
+    return trials + _hard(full)
+
+
+def _hard(full: tuple[str, ...]) -> list[Trial]:
+    """The main pair and the 2 x 2 in the hard world; `full` sets the full budget."""
+    arm, world = "{},world=hard".format, "_hard"
+    trials = [
+        painter("hard_process_s0", arm("process"), "hard world: everything", world=world),
+        control("hard_one_shot_s0", "hard world: one-shot", arm=arm("one_shot"), world=world),
+    ]
+    trials += [
+        resampled(
+            f"hard_one_shot_s0_guidance_{scale}",
+            "hard_one_shot_s0",
+            f"hard world: one-shot, guidance {scale}",
+            "--one_shot",
+            f"--set=one_shot_guidance={scale}",
+            suite="strokes_hard",
+        )
+        for scale in (2, 3, 5)
+    ]
+    trials += [
+        painter("hard_multi_turn_s0", arm("multi_turn"), "hard world: no critiques", world=world),
+        painter("hard_conflict_s0", arm("conflict"), "hard world: conflicts only", world=world),
+        painter(
+            "hard_alignment_s0", arm("alignment"), "hard world: misalignments only", world=world
+        ),
+        painter("hard_process_s1", arm("process"), "hard world, seed 1", seed=1, world=world),
+        control(
+            "hard_one_shot_s1",
+            "hard world: one-shot, seed 1",
+            seed=1,
+            arm=arm("one_shot"),
+            world=world,
+        ),
+    ]
+    trials += [
+        trial
+        for seed in (0, 1)
+        for trial in (
+            painter(
+                f"hard_process_full_s{seed}",
+                arm("process"),
+                "hard world: full budget",
+                *full,
+                seed=seed,
+                world=world,
+            ),
+            control(
+                f"hard_one_shot_full_s{seed}",
+                "hard world: one-shot, full budget",
+                *full,
+                seed=seed,
+                arm=arm("one_shot"),
+                world=world,
+            ),
         )
     ]
     return trials
