@@ -196,6 +196,14 @@ def get_sweep() -> list[Trial]:
             control(f"one_shot_full_s{seed}", "one-shot, full budget", *full, seed=seed),
         )
     ]
+    # Steps after its own and after true ones; the best of several, chosen by the oracle.
+    trials += [
+        shipped("painter_context", "shipped painter, own and true context", suite="context"),
+        resampled("process_s0_context", "process_s0", "own and true context", suite="context"),
+        resampled(
+            "one_shot_s0_best_of_4", "one_shot_s0", "one-shot, best of 4", "--one_shot", "--num=4"
+        ),
+    ]
     return trials + _hard(full)
 
 
