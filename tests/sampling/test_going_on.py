@@ -17,6 +17,7 @@ from process_gen.sampling import programs
 from process_gen.sampling.painter import Painter
 from process_gen.sampling.painting import given_parts
 from process_gen.sampling.text_decode import next_token
+from tests.lively import lively
 from tests.sampling.test_painter import MODEL
 
 CONFIG = from_mapping(
@@ -63,17 +64,13 @@ class Remembers:
 @pytest.fixture(scope="module")
 def painter():
     fresh = jax.jit(functional.build(CONFIG.model).init)(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    pairs = zip(leaves, keys, strict=True)
-    lively = jax.tree.unflatten(tree, [x + 0.2 * jax.random.normal(k, x.shape) for x, k in pairs])
     tokenizer = Remembers()
     # An untrained model hardly ever closes a text.
     closes = np.zeros(CONFIG.model.vocab_size, np.float32)
     closes[tokenizer.eos] = 6.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(programs, "next_token", lambda x, *rest: next_token(x + closes[None], *rest))
-        yield Painter(CONFIG, lively, tokenizer=tokenizer)
+        yield Painter(CONFIG, lively(fresh), tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from process_gen.sampling.painter import Painter, load
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.programs import Programs
 from process_gen.train import optimizer, state, step
+from tests.lively import lively
 
 PLAN = "<ins>add a dot</ins><des>a dot</des>"
 
@@ -74,11 +75,7 @@ CONFIG = from_mapping(
 @pytest.fixture(scope="module")
 def params():
     fresh = jax.jit(functional.build(CONFIG.model).init)(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    pairs = zip(leaves, keys, strict=True)
-    lively = jax.tree.unflatten(tree, [x + 0.2 * jax.random.normal(k, x.shape) for x, k in pairs])
-    return lively
+    return lively(fresh)
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from process_gen.sampling.calls import Begun, Rows, course
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.programs import Programs
 from process_gen.strokes.plans import StrokesOptions, trajectory_at
+from tests.lively import lively
 from tests.sampling.test_painter import MODEL
 
 TOKENIZER = load_tokenizer()
@@ -28,18 +29,6 @@ IDS = token_ids(TOKENIZER)
 SIZES = PatchSizes(latent=8, und=8, latent_grid=4, und_grid=4)
 LENGTHS = Lengths(256, 96, 256)
 PAINTING = trajectory_at(0, 1, StrokesOptions(misalignment=1.0, conflict=0.0, max_steps=3))
-
-
-def lively(params):
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    return jax.tree.unflatten(
-        tree,
-        [
-            leaf + 0.2 * jax.random.normal(k, leaf.shape)
-            for leaf, k in zip(leaves, keys, strict=True)
-        ],
-    )
 
 
 def make_config(context_images: str) -> Config:

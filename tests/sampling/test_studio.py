@@ -15,6 +15,7 @@ from process_gen.sampling import studio
 from process_gen.sampling.painter import Painter
 from process_gen.sampling.programs import Programs
 from process_gen.sampling.studio import Usage, bucket
+from tests.lively import lively
 from tests.sampling.test_painter import MODEL, PLAN, Says
 
 CONFIG = from_mapping(
@@ -39,13 +40,10 @@ PROMPTS = [f"{number} {shape}" for number in ("a", "two", "three") for shape in 
 @pytest.fixture(scope="module")
 def painter():
     fresh = jax.jit(functional.build(CONFIG.model).init)(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    pairs = zip(leaves, keys, strict=True)
-    lively = jax.tree.unflatten(tree, [x + 0.2 * jax.random.normal(k, x.shape) for x, k in pairs])
+    params = lively(fresh)
     # An untrained model hardly ever closes a text.
-    lively["lm_head"]["kernel"] = lively["lm_head"]["kernel"].at[:, Says(PLAN).eos].mul(30.0)
-    return Painter(CONFIG, lively, tokenizer=Says(PLAN))
+    params["lm_head"]["kernel"] = params["lm_head"]["kernel"].at[:, Says(PLAN).eos].mul(30.0)
+    return Painter(CONFIG, params, tokenizer=Says(PLAN))
 
 
 @pytest.fixture(scope="module")

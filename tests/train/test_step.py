@@ -28,6 +28,7 @@ from process_gen.losses import stages
 from process_gen.models import functional
 from process_gen.strokes.plans import StrokesOptions, one_shot, text_only, trajectory_at
 from process_gen.train import optimizer, state, step
+from tests.lively import lively
 
 IDS = token_ids(load_tokenizer())
 SIZES = PatchSizes(latent=8, und=8, latent_grid=4, und_grid=4)
@@ -52,19 +53,6 @@ def tiny(**model) -> Config:
             "data": {"grammar": {"noise_copies": 2}},
             "optimizer": {"name": "muon", "learning_rate": 1e-2, "warmup_steps": 0},
         }
-    )
-
-
-def lively(params):
-    """Heads start at 0, which would hide most of what a test could find."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    return jax.tree.unflatten(
-        tree,
-        [
-            leaf + 0.2 * jax.random.normal(k, leaf.shape)
-            for leaf, k in zip(leaves, keys, strict=True)
-        ],
     )
 
 
