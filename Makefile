@@ -62,7 +62,7 @@ demo: $(VENV)/.installed
 
 # On every core, and on at most four: each process holds its own jax and its own programs.
 test: $(VENV)/.installed-dev
-	$(PY) -m pytest -n logical --maxprocesses=4 --dist=loadfile $(ARGS)
+	$(PY) -m pytest -n logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
 	$(PY) -m pytest -m slow $(ARGS)

@@ -35,6 +35,14 @@ hypothesis.settings.register_profile("process_gen", deadline=None, derandomize=T
 hypothesis.settings.load_profile("process_gen")
 
 
+_LONG = ("train", "sampling", "launch", "evaluation", "kernels")  # below tests/, longest first
+
+
+def _rank(item: pytest.Item) -> int:
+    parts = item.path.relative_to(Path(__file__).parent).parts
+    return _LONG.index(parts[0]) if parts[0] in _LONG else len(_LONG) - (len(parts) == 1)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--update-golden",
@@ -52,6 +60,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What takes long comes first: with several workers one of them would else be left with it.
+    items.sort(key=_rank)
     platforms = os.environ["JAX_PLATFORMS"].replace("cuda", "gpu").split(",")
     for item in items:
         for kind in ("gpu", "tpu"):

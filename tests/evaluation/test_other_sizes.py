@@ -149,7 +149,8 @@ def test_the_numpy_model_is_the_reference():
     assert error(decoded, case["out.decoded_random_0"]) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["three", pytest.param("one", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SIZES)
 def test_parity_and_both_ways_at_other_sizes(name, tmp_path):
     model = SIZES[name]
     cases = write_folder(tmp_path, model)

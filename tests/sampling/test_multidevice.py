@@ -47,6 +47,7 @@ print(json.dumps([int(abs(a - b).max()), int(abs(a - c).max()), sorted(devices)]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 def test_an_import_paints_the_same_on_one_and_on_four_devices(tmp_path):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"

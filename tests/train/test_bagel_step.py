@@ -114,6 +114,7 @@ def check_one_and_four_devices(folder, tmp_path, **data):
     assert np.abs(other[:, 1] / one[:, 1] - 1).max() > 1e-4  # other times, noise and latents
 
 
+@pytest.mark.slow
 @pytest.mark.multidevice
 def test_one_and_four_devices_have_the_same_losses(imported, tmp_path):
     check_one_and_four_devices(imported, tmp_path)

@@ -36,8 +36,9 @@ def check(runs, meshes):
         assert runs.batches(name) == runs.batches("one")
 
 
+@pytest.mark.slow
 def test_a_mesh(runs):
-    """Two axes at once; `test_processes.py` has the third. All the others are slow."""
+    """Two axes at once. The quick tests have `test_multidevice.py` and `test_processes.py`."""
     check(runs, {"tensor and context": {"tensor": 2, "context": 2}})
     wanted = np.array(runs.losses("one"))
     assert len(wanted) == 10 and np.abs(np.diff(wanted) / wanted[1:]).min() > 10 * TOLERANCE
