@@ -60,7 +60,7 @@ def painter(
 def control(
     name: str, about: str, *more: str, seed: int = 0, arm: str = "one_shot", world: str = ""
 ) -> Trial:
-    """Trains the one-shot control, and scores it at the recipe's guidance."""
+    """Trains the one-shot control, and scores it as the recipe does, without guidance."""
     commands = (
         _train(arm, seed, *more),
         _evaluate(f"strokes{world}", "one_shot", "--one_shot"),
@@ -111,7 +111,7 @@ def get_sweep() -> list[Trial]:
     ]
     trials += [
         painter("process_s0", "process", "everything"),
-        control("one_shot_s0", "one-shot, guidance 3"),
+        control("one_shot_s0", "one-shot, no guidance"),
     ]
     trials += [
         resampled(
@@ -121,14 +121,14 @@ def get_sweep() -> list[Trial]:
             "--one_shot",
             f"--set=one_shot_guidance={scale}",
         )
-        for scale in (1, 2, 5)
+        for scale in (2, 3, 5)
     ]
     trials += [
         painter("multi_turn_s0", "multi_turn", "no critiques"),
         painter("conflict_s0", "conflict", "conflicts only"),
         painter("alignment_s0", "alignment", "misalignments only"),
         painter("process_s1", "process", "everything, seed 1", seed=1),
-        control("one_shot_s1", "one-shot, guidance 3, seed 1", seed=1),
+        control("one_shot_s1", "one-shot, no guidance, seed 1", seed=1),
     ]
     trials += [
         resampled(
