@@ -88,8 +88,8 @@ def check(place, heads, kv_heads, cuts=()):
 
 
 def test_equals_dense_with_three_gradients():
-    """Five packs; all fifty are slow. Their length fills neither the last 64 nor the last 32."""
-    place = packs(2, 3)
+    """Six packs; all fifty are slow. Their length fills neither the last 64 nor the last 32."""
+    place = packs(2, 4)
     assert place.order.shape[1] % 64 and not place.order.shape[1] % 32
     (out, dq, dk, dv), _ = check(place, 4, 2)
     mask = np.asarray(dense_mask(place.order, place.visible_from, place.visible_to))

@@ -36,7 +36,9 @@ def light_step(monkeypatch):
 def test_steps_and_batches_are_timed(light_step, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = feeding(config(), 1, batches=2)
-    assert found["turns"] == 1 and min(found.values()) > 0
+    # Ratios, and the plan of a fast machine, are rounded to nothing.
+    timed = ("step_seconds", "batch_seconds", "step_cpu_seconds", "batch_cpu_seconds")
+    assert found["turns"] == 1 and min(found[name] for name in timed) > 0
     assert found["times_over"] <= 0.06 + found["step_seconds"] / found["batch_seconds"]
 
     taken = TrainIterator.__next__
