@@ -35,7 +35,8 @@ hypothesis.settings.register_profile("process_gen", deadline=None, derandomize=T
 hypothesis.settings.load_profile("process_gen")
 
 
-_COMPILE_FAST = ("--xla_backend_optimization_level=0",)
+# XLA's older loops over elements compile twice as fast as those of its fusion emitters.
+_COMPILE_FAST = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
 _LONG = ("train", "sampling", "launch", "evaluation", "kernels")  # below tests/, longest first
 
 

@@ -69,6 +69,8 @@ def shapes(programs):
     return Weights(params, None), pool
 
 
+# The compiler's own settings; tests/conftest.py has others.
+AS_USERS = {"xla_cpu_use_fusion_emitters": True, "xla_backend_optimization_level": 3}
 # Numbers of a layer's keys. Scores are 18 / 32 of that while painting, and fewer while writing.
 KEYS = BATCH * 2 * 32 * SLOTS
 
@@ -77,7 +79,7 @@ def test_no_step_of_writing_copies_a_cache():
     programs = programs_of(MODEL)
     begun = Begun(np.zeros(BATCH, np.int32), np.zeros(BATCH, np.int32), np.int32(1))
     lowered = Programs.write_text.lower(programs, *shapes(programs), rows(), begun)
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=AS_USERS)
     assert copied(compiled.as_text(), KEYS // 2) == []
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= 4 * LAYERS * 2 * (2 * BATCH + 1) * KEYS // BATCH
@@ -89,7 +91,7 @@ def test_no_step_of_painting_copies_a_cache():
     programs = programs_of(MODEL)
     at = course([flow.time_grid(4, 1.0)], BATCH, 2.0)
     lowered = Programs.denoise.lower(programs, *shapes(programs), rows(), False, at)
-    text = lowered.compile().as_text()
+    text = lowered.compile(compiler_options=AS_USERS).as_text()
     assert copied(text, KEYS) == []
     assert copied(text, KEYS // 2)  # the scores
 
@@ -105,7 +107,8 @@ def test_a_step_that_copies_one_is_noticed():
         return jax.lax.fori_loop(0, 5, lambda _, q: interval_attention(q, order, [block]), q)
 
     q = jnp.zeros((BATCH, 4, 2, 32))
-    assert copied(jax.jit(run).lower(q, k).compile().as_text(), KEYS)
+    compiled = jax.jit(run).lower(q, k).compile(compiler_options=AS_USERS)
+    assert copied(compiled.as_text(), KEYS)
 
 
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
