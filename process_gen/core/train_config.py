@@ -155,8 +155,8 @@ class TrainConfig:
       stall_minutes: a run that finishes no step, validation, hook or checkpoint for so long ends
         with an error that says what it waits for; 0 waits for ever.
       best_metric: name in the evaluation metrics; lower is better unless it ends in "exact".
-      init_from: a checkpoint whose weights the run starts from. With model.codec="flux" the frozen
-        autoencoder comes from there too.
+      init_from: a checkpoint, or a painter as launch.ship_painter writes it, whose weights the run
+        starts from. With model.codec="flux" the frozen autoencoder comes from there too.
       init_model: whether `init_from` also decides the sizes of the model and, where
         `data.tokenizer` is empty, the tokenizer.
     """

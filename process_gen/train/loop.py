@@ -29,7 +29,7 @@ from process_gen.core.errors import ConfigError
 from process_gen.core.interrupts import Preempted, finish_on_interrupt
 from process_gen.sharding import rules
 from process_gen.train import metrics as metrics_lib
-from process_gen.train import optimizer, progress, writers
+from process_gen.train import optimizer, progress, start, writers
 from process_gen.train import state as state_lib
 from process_gen.train.guard import Guard, Rollback, TrainingError
 from process_gen.train.state import TrainState
@@ -212,7 +212,7 @@ def _first_state(
                 lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=p.sharding),
                 adapters.without(state.params),
             )
-            _, params, _ = manager.load_for_sampling(train.init_from, "ema", like=like)
+            params = start.weights(train.init_from, like)
             state = state_lib.with_weights(state, params, config.optimizer)
         return state, {}
     abstract = state_lib.abstract_state(fns, tx, total, mesh)

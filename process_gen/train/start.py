@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 from etils import epath
 
-from process_gen.checkpoint import bagel, manager
+from process_gen.checkpoint import bagel, manager, shipped, stored
 from process_gen.core.configs import Config
 from process_gen.core.errors import ConfigError
 from process_gen.data.stored_latents import open_all
@@ -40,7 +41,7 @@ def adopt(config: Config, workdir: epath.PathLike) -> Config:
             "this config takes the model from a checkpoint; name an imported folder or a run with "
             "--config.train.init_from=DIR"
         )
-    source = manager.find(train.init_from)[2]
+    source = _settings(train.init_from)
     own = {name: getattr(config.model, name) for name in _OWN}
     tokenizer = config.data.tokenizer or source.data.tokenizer
     return dataclasses.replace(
@@ -48,6 +49,28 @@ def adopt(config: Config, workdir: epath.PathLike) -> Config:
         model=dataclasses.replace(source.model, **own),
         data=dataclasses.replace(config.data, tokenizer=tokenizer),
     )
+
+
+def _settings(path: str) -> Config:
+    return shipped.read(path)[0] if shipped.is_painter(path) else manager.find(path)[2]
+
+
+def weights(path: str, like: Any) -> Any:
+    """The weights that a run starts from.
+
+    Args:
+      path: a run or one of its checkpoints (the averaged weights, where there are some), or a
+        folder of `checkpoint.shipped`.
+      like: tree of `jax.ShapeDtypeStruct`s with shardings, which they are placed and cast by.
+
+    Raises:
+      CheckpointError: nothing is there, or it is damaged or of another shape than `like`.
+    """
+    if not shipped.is_painter(path):
+        return manager.load_for_sampling(path, "ema", like=like)[1]
+    params = shipped.read(path)[1]
+    stored.check_shapes(params, like, epath.Path(path))
+    return jax.tree.map(lambda x, p: jax.device_put(x.astype(p.dtype), p.sharding), params, like)
 
 
 def frozen_codec(config: Config) -> Any:

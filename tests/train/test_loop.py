@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from process_gen.checkpoint import manager
+from process_gen.checkpoint import manager, shipped
 from process_gen.core import axes, configs
 from process_gen.core.errors import CheckpointError, ConfigError
 from process_gen.core.interrupts import Preempted
@@ -272,6 +272,19 @@ def test_starting_from_other_weights(tmp_path):
     like = state_lib.abstract_state(wide, tx, 1, mesh_lib.make_mesh(config.mesh, jax.devices()[:1]))
     with pytest.raises(CheckpointError, match=r"weight b has shape \(3,\) there and \(4,\) here"):
         manager.load_for_sampling(tmp_path / "a", like=like.params)
+
+
+def test_starting_from_a_painter_that_was_handed_on(tmp_path):
+    config = make_config(train={"init_from": str(tmp_path / "painter"), "steps": 1})
+    w = np.full((2, WIDTH, WIDTH), 0.5, np.float32)
+    given = {"layers": {"w": w}, "b": np.arange(WIDTH, dtype=np.float32)}
+    shipped.write(tmp_path / "painter", config, given, {})
+    seen = []
+    run(tmp_path / "run", config, on_start=lambda s: seen.append(jax.device_get(s)))
+    assert_same(seen[0].params, given)
+    shipped.write(tmp_path / "painter", config, {**given, "b": np.zeros(WIDTH + 1)}, {})
+    with pytest.raises(CheckpointError, match=r"weight b has shape \(4,\) there and \(3,\) here"):
+        run(tmp_path / "other", config)
 
 
 def test_a_time_budget_sets_the_total_and_a_resume_keeps_it(tmp_path):
