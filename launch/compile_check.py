@@ -10,9 +10,10 @@
 --program=PROGRAM           train (default), denoise or decode
 --nocodegen                 stop when the compiler has placed everything in memory: a tenth of the
                             time, and all numbers; but machine code is not written
---effort=N                  of the compiler for fast machine code, -1 to 1 (0, as in launch.train);
-                            -1 takes a fraction of the time. Code of another effort than 0 is not
-                            what a run executes, which the output says
+--effort=N                  of the compiler for fast machine code, -1 (default) to 1. It shows in
+                            minutes that every kernel compiles; what a run executes is made with 0,
+                            takes several times as long and may need a little more memory, of
+                            which --nocodegen knows all
 --hlo=FILE                  also write the compiled program's text
 --json                      print one JSON object as the last line
 
@@ -46,7 +47,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("program", "train", "train, denoise or decode", flag_values=values)
     flags.DEFINE_bool("codegen", True, "write machine code", flag_values=values)
     flags.DEFINE_float(
-        "effort", 0.0, "for fast machine code", lower_bound=-1, upper_bound=1, flag_values=values
+        "effort", -1.0, "for fast machine code", lower_bound=-1, upper_bound=1, flag_values=values
     )
     flags.DEFINE_string("hlo", None, "file for the compiled text", flag_values=values)
     flags.DEFINE_bool("json", False, "print JSON", flag_values=values)
@@ -167,7 +168,8 @@ def describe(report: dict[str, Any]) -> str:
         lines.append(f"  {kind:20}{one['count']:7,} x, {one['bytes'] / 2**30:9.2f} GiB sent a chip")
     if report["compiled"] and report["effort"]:
         lines.append(
-            f"  compiled with effort {report['effort']:g}: what a run executes is other code"
+            f"  compiled with effort {report['effort']:g}: what a run executes is other code; "
+            "--nocodegen says its memory"
         )
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines.append(

@@ -1,10 +1,20 @@
-"""Weights with which every part of a model has an effect."""
+"""The smallest model, and weights with which every part of a model has an effect."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
+
+SMALLEST = {
+    "width": 16,
+    "mlp_width": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 8,
+    "layers": "scan",
+}
 
 
 @jax.jit

@@ -96,7 +96,7 @@ def test_a_tiny_step_is_placed(tmp_path):
 def test_a_tiny_step_is_compiled(capsys):
     """Its memory is what it was placed in, but for the program's code."""
     pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
-    found = report(capsys, *FOUR)
+    found = report(capsys, *FOUR, "--effort=0")
     assert found["compiled"] is True and found["effort"] == 0
     _holds(found)
     config = common.parse(compile_check.define_flags, ["compile_check", *FOUR])
@@ -111,9 +111,9 @@ def test_a_tiny_step_is_compiled(capsys):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_code_that_no_run_executes_is_called_that(capsys):
-    """The least effort of the compiler."""
+    """The least effort of the compiler, which is what it takes unless told otherwise."""
     pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
-    call(*FOUR, "--effort=-1")
+    call(*FOUR)
     printed = capsys.readouterr().out
     found = json.loads(printed.splitlines()[-1])
     assert found["compiled"] is True and found["effort"] == -1
@@ -204,10 +204,9 @@ def test_the_7b_model_is_compiled_for(topology):
 @pytest.mark.parametrize("program", ["denoise", "decode"])
 @pytest.mark.parametrize("topology", ["v5e:2x4", "v6e:2x2"])
 def test_the_7b_model_paints_on(topology, program, capsys):
-    """By the compiler's least effort."""
     pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
     words = (f"--topology={topology}", f"--program={program}", "--config.mesh.tensor=4")
-    found = report(capsys, "--json", "--effort=-1", *BAGEL, *words)
+    found = report(capsys, "--json", *BAGEL, *words)
     assert found["fits"] and found["compiled"]
     # Weights that the program does not read lie in the memory too.
     assert found["bytes"]["activations"] > 0

@@ -17,12 +17,11 @@ from process_gen.sampling import programs
 from process_gen.sampling.painter import Painter
 from process_gen.sampling.painting import given_parts
 from process_gen.sampling.text_decode import next_token
-from tests.lively import lively
-from tests.sampling.test_painter import MODEL
+from tests.lively import SMALLEST, lively
 
 CONFIG = from_mapping(
     {
-        "model": MODEL,
+        "model": SMALLEST,
         "sampler": {
             "batch": 2,
             "max_text": 8,

@@ -22,7 +22,7 @@ from process_gen.sampling.painter import Painter, load
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.programs import Programs
 from process_gen.train import optimizer, state, step
-from tests.lively import lively
+from tests.lively import SMALLEST, lively
 
 PLAN = "<ins>add a dot</ins><des>a dot</des>"
 
@@ -45,19 +45,9 @@ class Says:
         return self.texts[min(self.asked, len(self.texts)) - 1]
 
 
-# Sizes of the smallest model that paints.
-MODEL = {
-    "width": 16,
-    "mlp_width": 32,
-    "num_layers": 2,
-    "num_heads": 2,
-    "num_kv_heads": 1,
-    "head_dim": 8,
-    "layers": "scan",
-}
 CONFIG = from_mapping(
     {
-        "model": MODEL,
+        "model": SMALLEST,
         "sampler": {
             "batch": 2,
             "max_text": 6,

@@ -21,8 +21,7 @@ from process_gen.sampling.calls import Begun, Rows, course
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.programs import Programs
 from process_gen.strokes.plans import StrokesOptions, trajectory_at
-from tests.lively import lively
-from tests.sampling.test_painter import MODEL
+from tests.lively import SMALLEST, lively
 
 TOKENIZER = load_tokenizer()
 IDS = token_ids(TOKENIZER)
@@ -34,7 +33,7 @@ PAINTING = trajectory_at(0, 1, StrokesOptions(misalignment=1.0, conflict=0.0, ma
 def make_config(context_images: str) -> Config:
     return from_mapping(
         {
-            "model": MODEL,
+            "model": SMALLEST,
             "data": {"grammar": {"context_images": context_images, "noise_copies": 1}},
             "sampler": {"batch": 2, "max_text": 48, "max_context": 448, "temperature": 0.0},
         }

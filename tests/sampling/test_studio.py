@@ -15,12 +15,12 @@ from process_gen.sampling import studio
 from process_gen.sampling.painter import Painter
 from process_gen.sampling.programs import Programs
 from process_gen.sampling.studio import Usage, bucket
-from tests.lively import lively
-from tests.sampling.test_painter import MODEL, PLAN, Says
+from tests.lively import SMALLEST, lively
+from tests.sampling.test_painter import PLAN, Says
 
 CONFIG = from_mapping(
     {
-        "model": MODEL,
+        "model": SMALLEST,
         "sampler": {
             "batch": 4,
             "max_text": 12,

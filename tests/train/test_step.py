@@ -28,7 +28,7 @@ from process_gen.losses import stages
 from process_gen.models import functional
 from process_gen.strokes.plans import StrokesOptions, one_shot, text_only, trajectory_at
 from process_gen.train import optimizer, state, step
-from tests.lively import lively
+from tests.lively import SMALLEST, lively
 
 IDS = token_ids(load_tokenizer())
 SIZES = PatchSizes(latent=8, und=8, latent_grid=4, und_grid=4)
@@ -40,16 +40,7 @@ FAULTY = StrokesOptions(conflict=0.5, misalignment=0.5, weights={"position": 1.0
 def tiny(**model) -> Config:
     return from_mapping(
         {
-            "model": {
-                "width": 16,
-                "mlp_width": 32,
-                "num_layers": 2,
-                "num_heads": 2,
-                "num_kv_heads": 1,
-                "head_dim": 8,
-                "layers": "scan",
-                **model,
-            },
+            "model": {**SMALLEST, **model},
             "data": {"grammar": {"noise_copies": 2}},
             "optimizer": {"name": "muon", "learning_rate": 1e-2, "warmup_steps": 0},
         }
