@@ -51,6 +51,8 @@ $(VENV)/.installed-app: $(VENV)/.installed
 app: $(VENV)/.installed-app
 	$(PY) -m launch.app
 
+# Huge pages for what a training step takes and gives back: 1.4 times the steps (docs/performance.md).
+demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.installed
 	rm -rf demo
 	$(PY) -m launch.sample --prompts=configs/demo_prompts.jsonl --out=demo/shipped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -56,11 +57,10 @@ def measure(config: Config, rounds: int, best: float) -> dict[str, Any]:
         )
         jitted = loop.jit_step(train_step, state)
         compiled = jitted.lower(state, batches[0], key).compile()
-        held = [state]
+        held, turns = [state], itertools.cycle(batches)
 
-        def run(turn: list[int] = [0]) -> Any:  # noqa: B006, counts its calls
-            held[0], metrics = compiled(held[0], batches[turn[0] % len(batches)], key)
-            turn[0] += 1
+        def run() -> Any:
+            held[0], metrics = compiled(held[0], next(turns), key)
             return metrics["loss"][0]
 
         times = bench_timing.interleaved({"step": run}, rounds)["step"]
