@@ -51,7 +51,7 @@ $(VENV)/.installed-app: $(VENV)/.installed
 app: $(VENV)/.installed-app
 	$(PY) -m launch.app
 
-# Huge pages for what a training step takes and gives back: 1.4 times the steps (docs/performance.md).
+# Huge pages for what a training step takes and gives back: 1.2 times the steps (docs/performance.md).
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/.installed
 	rm -rf demo
