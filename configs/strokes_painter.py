@@ -21,6 +21,8 @@ from configs import strokes_tiny
 
 
 def get_config(arg: str = "") -> ConfigDict:
+    if arg not in ("", "debug"):
+        raise ValueError(f"unknown argument {arg!r}; known: debug")
     config = strokes_tiny.get_config(arg)
     faults = {"conflict": 0.25, "misalignment": 0.7}
     config.data.sources = (
