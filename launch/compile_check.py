@@ -8,8 +8,8 @@
 --topology=CHIP:SHAPE       a slice, in chips along each axis: v5p:4x4x4, v5e:16x16, v6e:8x8
 --slices=N                  so many of them, joined by the data centre's network (1)
 --program=PROGRAM           train (default), denoise or decode
---nocodegen                 stop when the compiler has placed everything in memory: a fraction of the
-                            time, and all numbers; but machine code is not written
+--nocodegen                 stop when the compiler has placed everything in memory: a fraction of
+                            the time, and all numbers; but machine code is not written
 --effort=N                  of the compiler for fast machine code, -1 (default) to 1. It shows in
                             minutes that every kernel compiles; what a run executes is made with 0,
                             takes several times as long and may need a little more memory, of
