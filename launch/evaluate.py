@@ -15,7 +15,7 @@
 --prompts=PATH        these prompts instead; WISE's come from your clone of it
 --num_per_tag=N       prompts a tag (strokes, inspection, context: 100, others: all)
 --num=K               paintings a prompt (geneval 4, t2i_compbench 10, others 1; in strokes the
-                      oracle's choice of them is scored too)
+                      oracle's choice is scored too, and that of --inspector=CHECKPOINT)
 --out=DIR             folder; --overwrite replaces an earlier run's files in it, --resume goes on
 --json                print one JSON object as the last line; --show=N paintings on the report
 
@@ -29,10 +29,11 @@ import json
 
 from absl import flags
 
+import process_gen
 from launch import benchmarks, common, painting
 from launch.suites import PER_TAG, SUITES
 from process_gen.core.errors import ConfigError
-from process_gen.evaluation import exposure, judged, probes
+from process_gen.evaluation import choosing, exposure, judged, probes
 from process_gen.report.html import write_report
 from process_gen.report.runs import strokes_verdicts
 from process_gen.report.scores import flat
@@ -45,6 +46,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("suite", None, "what is scored", flag_values=values)
     flags.DEFINE_integer("num_per_tag", None, "prompts a tag", 1, flag_values=values)
     flags.DEFINE_integer("num", None, "paintings a prompt", 1, flag_values=values)
+    flags.DEFINE_string("inspector", None, "checkpoint that chooses", flag_values=values)
     flags.DEFINE_multi_string("results", [], "what a scorer wrote", flag_values=values)
     flags.DEFINE_multi_string("judge", [], "KEY=VALUE of an endpoint", flag_values=values)
     flags.DEFINE_integer("show", None, "paintings on the report", 0, flag_values=values)
@@ -64,8 +66,10 @@ def main(values: flags.FlagValues) -> None:
         if values[flag].present:
             raise ConfigError(f"--{flag} belongs to {', '.join(benchmarks.BENCHMARKS)}")
     suite = SUITES[name]
-    if values.num is not None and not suite.repeats:
+    if values.num is not None and suite.choose is None:
         raise ConfigError(f"--suite={name} paints each of its prompts once, without --num")
+    if values.inspector is not None and (suite.choose is None or (values.num or 1) < 2):
+        raise ConfigError("--inspector chooses among --num=K paintings of a prompt, K at least 2")
     out = painting.make_room(common.required(values, "out"), values.overwrite, values.resume)
     painter = painting.load_painter(values)
     suite.check(values, painter.config)
@@ -83,6 +87,12 @@ def main(values: flags.FlagValues) -> None:
     verdicts = [strokes_verdicts(t) for t in done.trajectories]
     # Scores of a part would look like scores of the whole.
     scores = None if done.stopped else suite.score(prompts, done.trajectories)
+    if scores is not None and suite.choose is not None and values.inspector is not None:
+        inspector = process_gen.load(values.inspector, weights=values.weights)
+        scores["chosen"] = {
+            **suite.choose(done.trajectories, choosing.inspections_of(inspector)),
+            "inspector": inspector.meta["path"],
+        }
     write_report(
         out / painting.REPORT,
         done.trajectories[: values.show],

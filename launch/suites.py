@@ -13,7 +13,8 @@ from launch import painting
 from process_gen.core.configs import Config
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.trajectory import Trajectory
-from process_gen.evaluation import exposure, probes, stepwise
+from process_gen.evaluation import choosing, exposure, probes, stepwise
+from process_gen.evaluation.choosing import Inspect
 from process_gen.evaluation.strokes import best_of, score
 from process_gen.report import summary
 from process_gen.sampling import prompt_file
@@ -36,7 +37,8 @@ class Suite:
       score: what was given, and the paintings in that order -> nested dict of rates.
       show: prints it.
       table: whether the report shows the scores tag by tag.
-      repeats: whether a prompt may be painted several times.
+      choose: paintings, several of each prompt, and who inspects them -> nested dict of rates of
+        those that were chosen; None where a prompt is painted once only.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Suite:
     score: Callable[[Sequence[Any], Sequence[Trajectory]], dict[str, Any]]
     show: Callable[[Mapping[str, Any]], None]
     table: bool = False
-    repeats: bool = False
+    choose: Callable[[Sequence[Trajectory], Inspect], dict[str, Any]] | None = None
 
     def check(self, values: flags.FlagValues, config: Config) -> None:
         """Makes sure that pictures come out in the world's size, of a painter that knows it.
@@ -131,7 +133,12 @@ def strokes(name: str, world: World) -> Suite:
             found["best"] = best_of(painted, judge, world)
         return found
 
-    return Suite(name, world, prompts, scored, _show_strokes, table=True, repeats=True)
+    def chosen(painted: Sequence[Trajectory], inspect: Inspect) -> dict[str, Any]:
+        worth = choosing.worth(painted, inspect, world)
+        counts = {label: worth.count(value) for value, label in choosing.LABELS.items()}
+        return {**best_of(painted, judge, world, worth), "found": counts}
+
+    return Suite(name, world, prompts, scored, _show_strokes, table=True, choose=chosen)
 
 
 def _show_strokes(scores: Mapping[str, Any]) -> None:
@@ -139,10 +146,11 @@ def _show_strokes(scores: Mapping[str, Any]) -> None:
     if "steps" in scores:
         steps = scores["steps"]
         summary.show(rates={**_rates(steps), **_rates(steps["inspection"])})
-    if "best" in scores:
-        best = scores["best"]
-        summary.show(rates=_rates(best["overall"], f"best of {best['num']}, "))
-        print(f"chosen by the oracle; {best['nfe']:.0f} NFE a prompt")
+    for name, by in (("best", "the oracle"), ("chosen", "the inspector")):
+        if name in scores:
+            best = scores[name]
+            summary.show(rates=_rates(best["overall"], f"{name} of {best['num']}, "))
+            print(f"chosen by {by}; {best['nfe']:.0f} NFE a prompt")
 
 
 # ---- paintings to go on with ---------------------------------------------------------------------

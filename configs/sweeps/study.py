@@ -74,6 +74,22 @@ def resampled(name: str, of: str, about: str, *more: str, suite: str = "strokes"
     return Trial(name, (command,), (of,), "eval/scores.json", (), about)
 
 
+def chosen(name: str, about: str, *more: str, inspector: str = "process_s0") -> Trial:
+    """The control's paintings, several a prompt, and those of them that an inspector chose.
+
+    Args:
+      name, about: of the trial.
+      *more: settings of the sampler, `--num` among them.
+      inspector: a trial; empty for the painter that comes along.
+    """
+    where = f"--inspector={{{inspector}}}/run" if inspector else "--inspector="
+    command = _evaluate(
+        "strokes", "eval", "--one_shot", where, *more, checkpoint="{one_shot_s0}/run"
+    )
+    needs = ("one_shot_s0", inspector) if inspector else ("one_shot_s0",)
+    return Trial(name, (command,), needs, "eval/scores.json", (), about)
+
+
 def shipped(name: str, about: str, *more: str, suite: str = "strokes") -> Trial:
     """Scores the painter that comes along, with other settings of the sampler."""
     where = (f"--suite={suite}", "--out={here}/eval", "--overwrite", "--set=batch=32")
@@ -196,12 +212,34 @@ def get_sweep() -> list[Trial]:
             control(f"one_shot_full_s{seed}", "one-shot, full budget", *full, seed=seed),
         )
     ]
-    # Steps after its own and after true ones; the best of several, chosen by the oracle.
+    # Steps after its own and after true ones; the best of several, by the oracle and inspected.
     trials += [
         shipped("painter_context", "shipped painter, own and true context", suite="context"),
         resampled("process_s0_context", "process_s0", "own and true context", suite="context"),
         resampled(
             "one_shot_s0_best_of_4", "one_shot_s0", "one-shot, best of 4", "--one_shot", "--num=4"
+        ),
+    ]
+    trials += [
+        chosen("one_shot_s0_chosen_of_4", "best of 4, chosen by process_s0", "--num=4"),
+        chosen(
+            "one_shot_s0_chosen_of_4_guidance_2",
+            "best of 4 with guidance 2, chosen by process_s0",
+            "--num=4",
+            "--set=one_shot_guidance=2",
+        ),
+        chosen(
+            "one_shot_s0_chosen_of_2_equal_nfe",
+            "best of 2 in 4 steps with guidance 2, chosen by process_s0",
+            "--num=2",
+            "--set=one_shot_guidance=2",
+            "--set=one_shot_steps=4",
+        ),
+        chosen(
+            "one_shot_s0_chosen_of_4_by_shipped",
+            "best of 4, chosen by the shipped painter",
+            "--num=4",
+            inspector="",
         ),
     ]
     return trials + _hard(full)

@@ -120,32 +120,35 @@ def score(
 
 
 def best_of(
-    trajectories: Sequence[Trajectory], judge: Judge, world: World = EASY
+    trajectories: Sequence[Trajectory],
+    judge: Judge,
+    world: World = EASY,
+    worth: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
-    """Scores the best painting of each prompt, chosen by the judge itself.
-
-    No way to choose among these paintings can do better: an upper bound.
+    """Scores the best painting of each prompt.
 
     Args:
       trajectories: of the sampler, as many of each prompt.
       judge: as of `score`.
       world: that the prompts are about.
+      worth: of each painting; of a prompt's the first that is worth most is scored. By default the
+        judge itself chooses, and no other choice among these paintings can do better.
 
     Returns:
       A dict that `json.dumps` accepts: `num` paintings of a prompt, `nfe` (velocity evaluations of
       all of them, a mean over prompts), `tags` and `overall` as `score` gives them, each prompt
       one trial.
     """
-    by_prompt: dict[int, list[Trajectory]] = {}
-    for trajectory in trajectories:
+    if worth is None:
+        judged = [_verdicts(t, _requirement(t, world=world), judge) for t in trajectories]
+        worth = [tuple(found[name] for name in VERDICTS) for found in judged]
+    by_prompt: dict[int, list[tuple[Any, Trajectory]]] = {}
+    for value, trajectory in zip(worth, trajectories, strict=True):
         assert trajectory.sampled is not None
-        by_prompt.setdefault(trajectory.sampled.index, []).append(trajectory)
+        by_prompt.setdefault(trajectory.sampled.index, []).append((value, trajectory))
 
-    def worth(trajectory: Trajectory) -> tuple[bool, ...]:
-        found = _verdicts(trajectory, _requirement(trajectory, world=world), judge)
-        return tuple(found[name] for name in VERDICTS)
-
-    scores = score([max(own, key=worth) for own in by_prompt.values()], judge, world=world)
+    best = [max(own, key=lambda pair: pair[0])[1] for own in by_prompt.values()]
+    scores = score(best, judge, world=world)
     evaluations = sum(t.sampled.nfe for t in trajectories if t.sampled is not None)
     return {
         "num": len(trajectories) // len(by_prompt),

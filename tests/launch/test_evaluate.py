@@ -15,6 +15,7 @@ from launch import common, evaluate
 from process_gen.checkpoint import shipped
 from process_gen.core.configs import Config, SourceConfig
 from process_gen.core.trajectory import Sampled, Trajectory
+from process_gen.evaluation import choosing
 from process_gen.sampling import records
 from process_gen.strokes.layout import draw_objects, wanted
 from process_gen.strokes.phrases import COMPLETE, FITS_INSTRUCTION, FITS_PROMPT
@@ -23,7 +24,8 @@ from process_gen.strokes.prompts import HELD_OUT_TAGS, TAGS, held_out
 from process_gen.strokes.render import render
 from process_gen.strokes.scene import EASY, HARD, Scene
 
-FINE = f"seen: nothing. {FITS_PROMPT} {FITS_INSTRUCTION} {COMPLETE}"
+APPROVED = f"{FITS_PROMPT} {FITS_INSTRUCTION} {COMPLETE}"
+FINE = f"seen: nothing. {APPROVED}"
 
 
 def draw(rng, requirement, world=EASY):
@@ -135,6 +137,39 @@ def test_the_best_of_several_is_scored_too(painter, tmp_path, capsys):
     assert (best["num"], best["nfe"], best["overall"]["exact"]) == (2, 32, 1.0)
     assert best["tags"]["complex"]["n"] == 2 and best["overall"]["exact_low"] < 0.9
     assert "best of 2, exact" in printed and "32 NFE a prompt" in printed
+
+
+def test_an_inspector_chooses_too(painter, tmp_path, capsys, monkeypatch):
+    painter.wrong = 2  # the first of the two paintings of every other prompt
+    flags = ["--checkpoint=x", "--suite=strokes", "--num_per_tag=2", "--one_shot", "--json"]
+
+    def see(starts):
+        """A plan is judged right at once; what is not empty shows a star."""
+        shown = [s.steps[0].sketch.std() > 0 for s in starts]
+        return [f"seen: {'red star top left' if star else 'nothing'}. {APPROVED}" for star in shown]
+
+    monkeypatch.setattr(choosing, "inspections_of", lambda who: see)
+    call(*flags, "--num=2", "--inspector=", f"--out={tmp_path / 'eval'}")
+    printed = capsys.readouterr().out
+    told = json.loads(printed.splitlines()[-1])
+    chosen = told["chosen"]
+    assert chosen["overall"]["exact"] == 1.0 and told["overall"]["exact"] == 0.5
+    assert chosen["found"] == {"unreadable": 14, "faulty": 0, "unfinished": 0, "complete": 14}
+    assert chosen["inspector"] == painter.meta["path"] and chosen["nfe"] == 32
+    assert "chosen of 2, exact" in printed and "chosen by the inspector" in printed
+
+    monkeypatch.setattr(choosing, "inspections_of", lambda who: lambda starts: [None] * len(starts))
+    call(*flags, "--num=2", "--inspector=", f"--out={tmp_path / 'blind'}")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["chosen"]["overall"]["exact"] == 0.5  # the first of each two
+
+
+@pytest.mark.parametrize("more", [["--suite=strokes"], ["--suite=inspection"]])
+def test_nobody_chooses_from_one(painter, tmp_path, capsys, more):
+    with pytest.raises(SystemExit):
+        call("--checkpoint=x", *more, "--inspector=", f"--out={tmp_path / 'eval'}")
+    assert "--num=K paintings" in capsys.readouterr().err
+    assert not painter.asked
 
 
 def test_the_hard_world(monkeypatch, tmp_path, capsys):

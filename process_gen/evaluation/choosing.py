@@ -1,0 +1,82 @@
+"""What a painter thinks of pictures that it did not paint: the best of several can be chosen.
+
+An inspection judges a sketch by a plan, and such pictures have none. So each is inspected twice:
+first with the prompt itself as the plan, for what the painter says it sees; then with that as the
+plan, and now the question is whether what is there fits the prompt, and is all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from process_gen.core.trajectory import Step, Trajectory, plan_text
+from process_gen.sampling.painter import Painter
+from process_gen.strokes import phrases
+from process_gen.strokes.scene import EASY, SceneObject, World
+
+# Paintings that end with a sketch which nobody has inspected -> what is said of each sketch.
+Inspect = Callable[[Sequence[Trajectory]], Sequence[str | None]]
+
+UNREADABLE, FAULTY, UNFINISHED, COMPLETE = range(4)
+LABELS = dict(enumerate(("unreadable", "faulty", "unfinished", "complete")))
+
+
+def inspections_of(painter: Painter) -> Inspect:
+    """What a painter says, in its likeliest words; it does not begin a picture of its own."""
+
+    def inspect(starts: Sequence[Trajectory]) -> list[str | None]:
+        painted = painter.paint(starts, temperature=0.0, max_images=1)
+        return [trajectory.steps[0].inspection for trajectory in painted]
+
+    return inspect
+
+
+def worth(painted: Sequence[Trajectory], inspect: Inspect, world: World = EASY) -> list[int]:
+    """How good the painter thinks that pictures are.
+
+    Args:
+      painted: whose final pictures are judged by their prompts.
+      inspect: the painter.
+      world: that its words are about.
+
+    Returns:
+      Of each picture `COMPLETE` (it is what the prompt asks for), `UNFINISHED` (something is
+      missing), `FAULTY` (something is wrong), or `UNREADABLE`: there is no picture, or what is said
+      of it is no inspection.
+    """
+    found = [UNREADABLE] * len(painted)
+    whole = {
+        i: plan_text(f"add {trajectory.prompt}", trajectory.prompt)
+        for i, trajectory in enumerate(painted)
+        if trajectory.final_image is not None
+    }
+    there = {}
+    for i, said in _inspections(painted, whole, inspect, world).items():
+        if said.seen:
+            there[i] = _plan(said.seen, world)
+    for i, said in _inspections(painted, there, inspect, world).items():
+        found[i] = FAULTY if said.command else COMPLETE if said.complete else UNFINISHED
+    return found
+
+
+def _inspections(
+    painted: Sequence[Trajectory], plans: dict[int, str], inspect: Inspect, world: World
+) -> dict[int, phrases.Inspection]:
+    """Those that can be read."""
+    starts = [
+        Trajectory(painted[i].prompt, steps=(Step(plan, painted[i].final_image),))
+        for i, plan in plans.items()
+    ]
+    said = zip(plans, inspect(starts), strict=True)
+    read = {i: phrases.parse_inspection(text, world) for i, text in said if text is not None}
+    return {i: inspection for i, inspection in read.items() if inspection is not None}
+
+
+def _plan(seen: Sequence[phrases.Placed], world: World) -> str:
+    """The plan of a picture that shows these objects, all added at once."""
+    objects = []
+    for color, shape, place in seen:
+        row, col = divmod(world.places.index(place), len(world.centers))
+        objects.append((SceneObject(shape, color, row, col, world=world), False))
+    there = phrases.describe(objects)
+    return plan_text(f"add {there}", there)
