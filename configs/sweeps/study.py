@@ -148,6 +148,16 @@ def get_sweep() -> list[Trial]:
     ]
     trials += [
         resampled(
+            f"one_shot_s1_guidance_{scale}",
+            "one_shot_s1",
+            f"one-shot, seed 1, guidance {scale}",
+            "--one_shot",
+            f"--set=one_shot_guidance={scale}",
+        )
+        for scale in (2, 3)
+    ]
+    trials += [
+        resampled(
             f"process_s0_denoise_{steps}",
             "process_s0",
             f"{steps} denoising steps a picture",
