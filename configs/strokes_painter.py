@@ -24,19 +24,21 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg not in ("", "debug"):
         raise ValueError(f"unknown argument {arg!r}; known: debug")
     config = strokes_tiny.get_config(arg)
-    faults = {"conflict": 0.5, "misalignment": 0.45}
+    faults = {"conflict": 0.42, "misalignment": 0.54}
     config.data.sources = (
-        {"kind": "strokes", "weight": 0.22, "size": 8_000},
-        {"kind": "strokes_one_shot", "weight": 0.38, "size": 16_000},
-        {"kind": "strokes_plans", "weight": 0.04, "size": 2_000},
-        {"kind": "strokes_critique", "weight": 0.36, "size": 14_000, "options": faults},
+        {"kind": "strokes", "weight": 0.18, "size": 8_000},
+        {"kind": "strokes_one_shot", "weight": 0.40, "size": 16_000},
+        {"kind": "strokes_plans", "weight": 0.03, "size": 2_000},
+        {"kind": "strokes_critique", "weight": 0.39, "size": 14_000, "options": faults},
     )
     config.data.gen_len = 160
-    config.loss.ce_weight_late = 1.2
+    config.loss.ce_weight_late = 1.5
     config.loss.late_from = 0.0
+    config.optimizer.learning_rate = 3e-3  # half of what it was trained with before, falling to 0
+    config.optimizer.decay_fraction = 1.0
     if not arg:
         config.train.init_from = "process_gen/checkpoint/painter"
         config.train.minutes = 0.0
-        config.train.steps = 4_200
+        config.train.steps = 900
         config.train.save_every = 200
     return config
