@@ -72,6 +72,9 @@ def main(values: flags.FlagValues) -> None:
         raise ConfigError("--inspector chooses among --num=K paintings of a prompt, K at least 2")
     out = painting.make_room(common.required(values, "out"), values.overwrite, values.resume)
     painter = painting.load_painter(values)
+    inspector = None  # loaded at once, so that a wrong checkpoint costs no paintings
+    if values.inspector is not None:
+        inspector = process_gen.load(values.inspector, weights=values.weights)
     suite.check(values, painter.config)
     prompts = suite.prompts(values, painter.config)
     begun = (exposure.Start, probes.Probe)
@@ -87,8 +90,7 @@ def main(values: flags.FlagValues) -> None:
     verdicts = [strokes_verdicts(t) for t in done.trajectories]
     # Scores of a part would look like scores of the whole.
     scores = None if done.stopped else suite.score(prompts, done.trajectories)
-    if scores is not None and suite.choose is not None and values.inspector is not None:
-        inspector = process_gen.load(values.inspector, weights=values.weights)
+    if scores is not None and suite.choose is not None and inspector is not None:
         scores["chosen"] = {
             **suite.choose(done.trajectories, choosing.inspections_of(inspector)),
             "inspector": inspector.meta["path"],

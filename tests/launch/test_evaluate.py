@@ -14,6 +14,7 @@ import process_gen
 from launch import common, evaluate
 from process_gen.checkpoint import shipped
 from process_gen.core.configs import Config, SourceConfig
+from process_gen.core.errors import CheckpointError
 from process_gen.core.trajectory import Sampled, Trajectory
 from process_gen.evaluation import choosing
 from process_gen.sampling import records
@@ -162,6 +163,20 @@ def test_an_inspector_chooses_too(painter, tmp_path, capsys, monkeypatch):
     call(*flags, "--num=2", "--inspector=", f"--out={tmp_path / 'blind'}")
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["chosen"]["overall"]["exact"] == 0.5  # the first of each two
+
+
+def test_an_inspector_that_is_not_there_costs_no_paintings(painter, tmp_path, capsys, monkeypatch):
+    def load(path, **_):
+        if path == "gone":
+            raise CheckpointError("nothing in gone")
+        return painter
+
+    monkeypatch.setattr(process_gen, "load", load)
+    flags = ["--checkpoint=x", "--suite=strokes", "--num_per_tag=2", "--one_shot", "--num=2"]
+    with pytest.raises(SystemExit):
+        call(*flags, "--inspector=gone", f"--out={tmp_path / 'eval'}")
+    assert "nothing in gone" in capsys.readouterr().err
+    assert not painter.asked
 
 
 @pytest.mark.parametrize("more", [["--suite=strokes"], ["--suite=inspection"]])
