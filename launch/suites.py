@@ -134,8 +134,9 @@ def strokes(name: str, world: World) -> Suite:
         return found
 
     def chosen(painted: Sequence[Trajectory], inspect: Inspect) -> dict[str, Any]:
-        worth = choosing.worth(painted, inspect, world)
-        counts = {label: worth.count(value) for value, label in choosing.LABELS.items()}
+        opinions = choosing.opinions(painted, inspect, world)
+        worth = [choosing.WORTH[opinion] for opinion in opinions]
+        counts = {opinion: opinions.count(opinion) for opinion in choosing.WORTH}
         return {**best_of(painted, judge, world, worth), "found": counts}
 
     return Suite(name, world, prompts, scored, _show_strokes, table=True, choose=chosen)

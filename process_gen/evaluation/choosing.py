@@ -17,8 +17,9 @@ from process_gen.strokes.scene import EASY, SceneObject, World
 # Paintings that end with a sketch which nobody has inspected -> what is said of each sketch.
 Inspect = Callable[[Sequence[Trajectory]], Sequence[str | None]]
 
-UNREADABLE, FAULTY, UNFINISHED, COMPLETE = range(4)
-LABELS = dict(enumerate(("unreadable", "faulty", "unfinished", "complete")))
+# What a picture is worth by the opinion of it. One that is called unfinished is no more what was
+# asked for than a faulty one; one of which nothing readable is said may be.
+WORTH = {"no_image": 0, "faulty": 0, "unfinished": 0, "unreadable": 1, "complete": 2}
 
 
 def inspections_of(painter: Painter) -> Inspect:
@@ -31,8 +32,8 @@ def inspections_of(painter: Painter) -> Inspect:
     return inspect
 
 
-def worth(painted: Sequence[Trajectory], inspect: Inspect, world: World = EASY) -> list[int]:
-    """How good the painter thinks that pictures are.
+def opinions(painted: Sequence[Trajectory], inspect: Inspect, world: World = EASY) -> list[str]:
+    """What the painter thinks of pictures.
 
     Args:
       painted: whose final pictures are judged by their prompts.
@@ -40,11 +41,11 @@ def worth(painted: Sequence[Trajectory], inspect: Inspect, world: World = EASY) 
       world: that its words are about.
 
     Returns:
-      Of each picture `COMPLETE` (it is what the prompt asks for), `UNFINISHED` (something is
-      missing), `FAULTY` (something is wrong), or `UNREADABLE`: there is no picture, or what is said
-      of it is no inspection.
+      Of each picture a key of `WORTH`: "complete" (it is what the prompt asks for), "unfinished"
+      (something is missing), "faulty" (something is wrong), "unreadable" (what is said of it is no
+      inspection), or "no_image".
     """
-    found = [UNREADABLE] * len(painted)
+    found = ["no_image" if t.final_image is None else "unreadable" for t in painted]
     whole = {
         i: plan_text(f"add {trajectory.prompt}", trajectory.prompt)
         for i, trajectory in enumerate(painted)
@@ -54,8 +55,10 @@ def worth(painted: Sequence[Trajectory], inspect: Inspect, world: World = EASY) 
     for i, said in _inspections(painted, whole, inspect, world).items():
         if said.seen:
             there[i] = _plan(said.seen, world)
+        else:
+            found[i] = "unfinished"
     for i, said in _inspections(painted, there, inspect, world).items():
-        found[i] = FAULTY if said.command else COMPLETE if said.complete else UNFINISHED
+        found[i] = "faulty" if said.command else "complete" if said.complete else "unfinished"
     return found
 
 

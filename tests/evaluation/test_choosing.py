@@ -74,8 +74,8 @@ def test_one_who_sees_all_chooses_as_the_oracle(world):
     judge = functools.partial(oracle.judge, world=world)
     asked = []
     requirements = {t.prompt: t.metadata for t in painted}
-    worth = choosing.worth(painted, perfect(world, asked, requirements), world)
-    chosen = best_of(painted, judge, world, worth)
+    opinions = choosing.opinions(painted, perfect(world, asked, requirements), world)
+    chosen = best_of(painted, judge, world, [choosing.WORTH[opinion] for opinion in opinions])
     assert chosen == best_of(painted, judge, world)
     assert chosen["overall"]["exact"]["rate"] == 1.0 and chosen["nfe"] == 64
     # The first of each four, which the blind take, is right only where colours are free.
@@ -83,14 +83,20 @@ def test_one_who_sees_all_chooses_as_the_oracle(world):
     assert blind["overall"]["exact"]["rate"] < 0.6
     first, second = asked
     assert len(first) == len(painted) and len(second) < len(first)  # nothing is seen in empty ones
-    assert set(worth) == set(choosing.LABELS)
+    assert set(opinions) == set(choosing.WORTH) - {"no_image", "unreadable"}
 
 
-def test_what_cannot_be_read_is_worth_least():
+def test_what_cannot_be_read_is_worth_more_than_what_is_called_wrong():
     painted = candidates(EASY)[:4]
     for said in (None, "seen: a fog. who knows.", f"{phrases.FITS_PROMPT} no seeing"):
-        assert choosing.worth(painted, lambda starts, said=said: [said] * len(starts)) == [0] * 4
-    blank = [dataclasses.replace(painted[0], final_image=None)]
+        found = choosing.opinions(painted, lambda starts, said=said: [said] * len(starts))
+        assert found == ["unreadable"] * 4
+    worth = choosing.WORTH
+    assert worth["complete"] > worth["unreadable"] > worth["unfinished"] == worth["faulty"]
+
+
+def test_where_there_is_no_picture_nobody_is_asked():
+    blank = [dataclasses.replace(candidates(EASY)[0], final_image=None)]
     asked = []
-    assert choosing.worth(blank, perfect(EASY, asked, {})) == [choosing.UNREADABLE]
+    assert choosing.opinions(blank, perfect(EASY, asked, {})) == ["no_image"]
     assert [len(starts) for starts in asked] == [0, 0]
