@@ -263,17 +263,6 @@ def _hard(full: tuple[str, ...]) -> list[Trial]:
         control("hard_one_shot_s0", "hard world: one-shot", arm=arm("one_shot"), world=world),
     ]
     trials += [
-        resampled(
-            f"hard_one_shot_s0_guidance_{scale}",
-            "hard_one_shot_s0",
-            f"hard world: one-shot, guidance {scale}",
-            "--one_shot",
-            f"--set=one_shot_guidance={scale}",
-            suite="strokes_hard",
-        )
-        for scale in (2, 3, 5)
-    ]
-    trials += [
         painter("hard_multi_turn_s0", arm("multi_turn"), "hard world: no critiques", world=world),
         painter("hard_conflict_s0", arm("conflict"), "hard world: conflicts only", world=world),
         painter(
@@ -308,6 +297,30 @@ def _hard(full: tuple[str, ...]) -> list[Trial]:
                 arm=arm("one_shot"),
                 world=world,
             ),
+        )
+    ]
+    trials += [
+        resampled(
+            f"{control}_guidance_{scale}",
+            control,
+            f"hard world: one-shot, {budget}guidance {scale}",
+            "--one_shot",
+            f"--set=one_shot_guidance={scale}",
+            suite="strokes_hard",
+        )
+        for control, budget in (
+            ("hard_one_shot_full_s0", "full budget, "),
+            ("hard_one_shot_s0", ""),
+        )
+        for scale in (2, 3, 5)
+    ]
+    trials += [
+        resampled(
+            "hard_process_full_s0_guidance_1",
+            "hard_process_full_s0",
+            "hard world: full budget, in steps, no guidance",
+            "--set=guidance=1",
+            suite="strokes_hard",
         )
     ]
     return trials

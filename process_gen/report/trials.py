@@ -116,7 +116,7 @@ def figure(rows: Sequence[Row]) -> bytes | None:
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25, axis="x")
-    axes[0].invert_yaxis()  # the first trial above; the axis is shared
+    axes[0].set_ylim(len(shown) - 0.5, -0.5)  # the first trial above; the axis is shared
     out = io.BytesIO()
     page.savefig(out, format="png")
     return out.getvalue()
