@@ -182,11 +182,7 @@ def painting_rates(trajectories: Sequence[Trajectory], world: World = EASY) -> d
     ends = [(t, own[-1]) for t, own in zip(trajectories, everything, strict=True) if own]
     finals = [_final_complete(t, world) for t, _ in ends]
     finished = [f for (t, _), f in zip(ends, finals, strict=True) if t.finish_reason == "finished"]
-    followed = [
-        (own[i], own[i + 1] is not None or i + 1 < len(own))
-        for own in everything
-        for i in range(len(own) - 1)
-    ]
+    followed = [c for own in everything for c in own[:-1] if c is not None]
     return {
         "steps": len(checks),
         "unjudged": sum(c is None for own in everything for c in own),
@@ -195,7 +191,7 @@ def painting_rates(trajectories: Sequence[Trajectory], world: World = EASY) -> d
         "drift": _hits(sum(c.untouched - c.kept for c in checks), sum(c.untouched for c in checks)),
         "plan_correct": _rate(finals),
         "stopped_early": _rate(not f for f in finished),
-        "painted_on": _rate(c.complete and c.aligned for c, _ in followed if c is not None),
+        "painted_on": _rate(c.complete and c.aligned for c in followed),
         "inspection": inspection_rates(checks),
     }
 
