@@ -23,7 +23,7 @@ class GrammarConfig:
         slot before the plan), for text guidance.
       prompt_dropout: probability that it is trained without any context.
       vae_dropout, vit_dropout: probability that a clean latent copy, or an understanding copy, of a
-        painted picture is seen by its own inspection at most, and by nothing that comes later.
+        picture is seen by its own inspection at most, and by nothing that comes later.
       deletion_dropout: whether text_dropout, vae_dropout and vit_dropout delete whole items from
         the sequence instead, as BAGEL's trainer does: any text, also one that carries a loss, and
         any clean or understanding copy. Process data should have text_dropout=0 with it.
@@ -135,7 +135,7 @@ class DataConfig:
             self.und_len >= 0 and self.gen_len >= 0,
             "data.und_len and data.gen_len must be >= 0",
         )
-        for name in ("image_size", "eval_rows", "prefetch", "workers"):
+        for name in ("image_size", "eval_rows", "seed", "prefetch", "workers"):
             value = getattr(self, name)
             check(value >= 0, f"data.{name} must be >= 0, got {value}")
         check(self.timeout >= 0, f"data.timeout must be >= 0, got {self.timeout}")

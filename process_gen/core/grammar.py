@@ -151,18 +151,6 @@ class Segment:
         """The stage its loss is counted under."""
         return STAGE_OF[self.part]
 
-    @property
-    def opens_slot(self) -> bool:
-        """Whether order slots for text-dropped copies lie just before it."""
-        return self.part in (
-            Part.PROMPT,
-            Part.BARE_PROMPT,
-            Part.PLAN,
-            Part.REFINED_PLAN,
-            Part.GIVEN,
-            Part.ASKED,
-        )
-
 
 def after_inspection(inspection: str) -> Part:
     """FAULT or INSPECTION.

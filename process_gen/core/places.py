@@ -23,7 +23,7 @@ class Dropout:
 
     Attributes:
       text, prompt: that a noised copy is trained without its plan, and without any context.
-      vae, vit: that a clean latent copy, or an understanding copy, of a painted picture is seen by
+      vae, vit: that a clean latent copy, or an understanding copy, of a picture is seen by
         its own inspection at most.
       delete: `text`, `vae` and `vit` are chances instead that a text, a clean latent copy or an
         understanding copy is deleted, whatever it is. What follows a deleted text moves up; a
@@ -104,8 +104,9 @@ def _spots(
 ) -> tuple[list[Spot], list[int], int]:
     """Spots without visibility, the last order up to each segment, and the number of orders.
 
-    Just before the prompt and before each plan lie as many order slots as noised copies could need,
-    so that a dropped copy never shares a slot with another one (they would see each other).
+    Just before the first segment, and before the words that each picture was drawn for, lie as many
+    order slots as noised copies could need, so that a dropped copy never shares a slot with another
+    one (they would see each other).
     """
     needed = [0] * len(segments)
     for segment in segments:
@@ -118,7 +119,7 @@ def _spots(
     spots: list[Spot] = []
     last_orders: list[int] = []
     for index, segment in enumerate(segments):
-        if segment.opens_slot:
+        if needed[index]:
             slots[index] = (order, position)
             order += needed[index]
         spot = Spot(order, position, order)

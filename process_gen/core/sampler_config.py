@@ -14,7 +14,7 @@ class SamplerConfig:
 
     Attributes:
       batch: rows painted side by side.
-      denoise_steps: velocity evaluations a picture (Heun uses two each but the last).
+      denoise_steps: steps a picture, each one velocity evaluation (Heun: two, but for the last).
       one_shot_steps: the same in every other mode.
       final_steps: steps with which the last picture of a finished painting is painted once more, in
         its own context and from its own noise; 0 leaves it as it is.

@@ -42,7 +42,8 @@ class LossConfig:
     def __post_init__(self) -> None:
         """Checks ranges."""
         check(self.vocab_chunk >= 0, "loss.vocab_chunk must be >= 0")
-        check(self.ce_weight >= 0 and self.mse_weight >= 0, "loss weights must be >= 0")
+        weights = (self.ce_weight, self.mse_weight, self.ce_weight_late or 0.0)
+        check(min(weights) >= 0, "loss weights must be >= 0")
         positive(
             "loss",
             t_std=self.t_std,
@@ -140,7 +141,8 @@ class TrainConfig:
       flops: if positive, `steps` is set so that training costs about so many operations, as
         `models.flops` counts them; for comparing runs at equal compute.
       seed: of the initial weights, noise and t.
-      log_every, eval_every, save_every: in steps; 0 never.
+      log_every: in steps.
+      eval_every, save_every: in steps; 0 never.
       paint_every: in steps, how often `paint_prompts` are painted for the log; 0 never, otherwise
         also after the last step. One process only.
       paint_prompts: a few prompts.

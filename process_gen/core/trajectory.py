@@ -344,7 +344,7 @@ def decode_image(data: bytes, most: int = MAX_PIXELS) -> Image:
                 )
             if picture.size[0] * picture.size[1] > most:
                 raise TrajectoryError(f"the pictures of a record have over {MAX_PIXELS} pixels")
-            if picture.mode in ("RGBA", "LA", "P"):
+            if "A" in picture.getbands() or "transparency" in picture.info:
                 rgba = picture.convert("RGBA")
                 white = PILImage.new("RGBA", rgba.size, (255, 255, 255, 255))
                 picture = PILImage.alpha_composite(white, rgba)

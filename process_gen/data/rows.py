@@ -144,8 +144,6 @@ class Rows:
           ConfigError: the tokenizer has more ids than the model has embeddings.
         """
         data = config.data
-        if data.seed < 0:
-            raise ConfigError(f"data.seed must be >= 0, got {data.seed}")
         self._seed = data.seed if split == "train" else 0
         self._grammar, self._sizes, self._dropout = data.grammar, patch_sizes(config), dropout
         self._pictures = picture_rule(config)

@@ -67,7 +67,7 @@ def head_cross_entropy(
     if width_W % pieces:
         pieces = 1
     own = width_W // pieces
-    count = -(-own * pieces // chunk)
+    count = -(-width_W // chunk)
     step = -(-own // count)
     if count > 1 and chunk // pieces >= 128:
         step = min(own, -(-step // 128) * 128)  # whole lanes of an accelerator

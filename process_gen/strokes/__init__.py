@@ -1,4 +1,4 @@
 """The embedded world: scenes of coloured shapes, prompts, pictures, paintings, and an oracle.
 
-Numpy only. See `docs/strokes.md`.
+NumPy and Pillow only. See `docs/strokes.md`.
 """

@@ -53,15 +53,10 @@ class _Sprites(NamedTuple):
     meaning: list[tuple[str, float, float]]
 
 
-def window(world: World) -> int:
-    """Side of the square that a cell is read in."""
-    return world.sprite
-
-
 @functools.cache
 def _sprites(world: World, layer: int) -> _Sprites:
     rows, meaning = [], []
-    side = window(world)
+    side = world.sprite
     # A Gaussian of 0.7 px, as a matrix: what a soft painter does to an edge.
     blur = np.exp(-(np.subtract.outer(np.arange(side), np.arange(side)) ** 2) / (2 * 0.7**2))
     blur = (blur / blur.sum(1, keepdims=True)).astype(np.float32)
@@ -175,7 +170,7 @@ def read_cells(difference: np.ndarray, world: World) -> tuple[list[Found], float
       difference: float32[size, size, 3], colours minus the background.
       world: that it belongs to.
     """
-    side, objects, stray = window(world), list[Found](), 0.0
+    side, objects, stray = world.sprite, list[Found](), 0.0
     for y, x in itertools.product(world.centers, world.centers):
         top, left = int(y - side / 2), int(x - side / 2)
         reading = read_cell(difference[top : top + side, left : left + side], world, (x, y))

@@ -145,7 +145,7 @@ Placed = tuple[str, str, str]  # colour, shape, place
 def parse_state(text: str, world: World = EASY) -> tuple[tuple[Placed, bool], ...] | None:
     """The objects of a `<des>` text and whether each is a placeholder, sorted.
 
-    None when it is not written as `describe` does.
+    None when it cannot be read; the order of objects and places is free.
     """
     objects = []
     _, pattern = _patterns(world)
@@ -154,7 +154,7 @@ def parse_state(text: str, world: World = EASY) -> tuple[tuple[Placed, bool], ..
         if match is None:
             return None
         where, holds = match["places"].split(" and "), match["placeholder"] is not None
-        if len(where) >= len(NUMBERS):
+        if len(where) >= len(NUMBERS) or len(set(where)) < len(where):
             return None
         if phrase(len(where), match["color"], match["shape"]) != part.split(" at ")[0]:
             return None
@@ -163,7 +163,7 @@ def parse_state(text: str, world: World = EASY) -> tuple[tuple[Placed, bool], ..
 
 
 def parse_description(text: str, world: World = EASY) -> tuple[Placed, ...] | None:
-    """The objects of a `<des>` text, sorted; None when it is not written as `describe` does."""
+    """The objects of a `<des>` text, sorted; None when it cannot be read."""
     state = parse_state(text, world)
     return None if state is None else tuple(placed for placed, _ in state)
 

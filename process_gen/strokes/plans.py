@@ -51,7 +51,7 @@ class StrokesOptions:
       conflict: probability of one step whose plan contradicts the prompt.
       misalignment: probability of one step that is drawn otherwise than planned.
       inspection: "see_then_judge" lists what is in the sketch first; "verdict" does not.
-      max_steps: longest painting, at least 3.
+      max_steps: longest painting; at least 3, in the hard world 4.
       split: probability that a group of three or four is painted over two steps.
       shuffle: probability that groups are not painted in the prompt's order.
       prompts: "train" never meets a held-out prompt; "held_out" is for evaluation.
@@ -86,9 +86,10 @@ class StrokesOptions:
                 raise ConfigError(f"strokes.{name} must lie in [0, 1], got {value}")
         if self.conflict + self.misalignment > 1.0:
             raise ConfigError("strokes.conflict + strokes.misalignment exceed 1")
-        world_named(self.world)
-        if self.max_steps < 3:
-            raise ConfigError(f"strokes.max_steps must be at least 3, got {self.max_steps}")
+        # A prompt of so many groups takes as many steps.
+        least = max(len(counts) for pool in world_named(self.world).groups for counts in pool)
+        if self.max_steps < least:
+            raise ConfigError(f"strokes.max_steps must be at least {least}, got {self.max_steps}")
         for tag, weight in self.weights.items():
             if tag not in TAGS:
                 raise ConfigError(f"strokes.weights: unknown tag {tag!r}; one of {', '.join(TAGS)}")

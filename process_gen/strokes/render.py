@@ -12,7 +12,7 @@ import functools
 import numpy as np
 
 from process_gen.core.errors import DataError
-from process_gen.strokes.scene import BACKGROUND, COLORS, EASY, Scene, SceneObject, World
+from process_gen.strokes.scene import BACKGROUND, COLORS, EASY, OUTLINES, Scene, World
 
 PATCH = (
     EASY.sprite
@@ -21,7 +21,6 @@ _SAMPLES = 16
 
 _COLORS = {name: np.array(rgb, np.float32) for name, rgb in COLORS.items()}
 _BACKGROUND = np.array(BACKGROUND, np.float32)
-OUTLINES = ("circle", "square", "triangle", "star", "diamond", "ring", "moon", "bar")
 
 
 def inside(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
@@ -90,10 +89,6 @@ def _canvas(world: World) -> np.ndarray:
     return np.broadcast_to(_BACKGROUND, (world.size, world.size, 3))
 
 
-def _layer(item: SceneObject) -> int:
-    return item.layer
-
-
 def render(scene: Scene) -> np.ndarray:
     """Paints a scene as ``uint8[size, size, 3]``.
 
@@ -102,7 +97,7 @@ def render(scene: Scene) -> np.ndarray:
     """
     world = scene.world
     canvas = _canvas(world).copy()
-    objects = sorted(scene.objects, key=_layer) if world.layered else scene.objects
+    objects = sorted(scene.objects, key=lambda item: item.layer) if world.layered else scene.objects
     for item in objects:
         kind = world.kind.get(item.shape)
         fits = (

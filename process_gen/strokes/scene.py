@@ -171,7 +171,7 @@ _SIZES = (
     ("small", 1, (2.5, 2.55, 2.6, 2.65, 2.7, 2.75, 2.8)),
     ("large", 0, (4.3, 4.35, 4.4, 4.45, 4.5, 4.55, 4.6)),
 )
-_OUTLINES = ("circle", "square", "triangle", "star", "diamond", "ring", "moon", "bar")
+OUTLINES = ("circle", "square", "triangle", "star", "diamond", "ring", "moon", "bar")
 _UP_TO_3 = (1, 2, 3)
 
 HARD = World(
@@ -182,7 +182,7 @@ HARD = World(
     columns=("far left", "left", "right", "far right"),
     kinds=tuple(
         Kind(f"{size} {outline}", outline, radii, layer)
-        for outline in _OUTLINES
+        for outline in OUTLINES
         for size, layer, radii in _SIZES
     ),
     jitters=(-0.45, -0.3, -0.15, 0.0, 0.15, 0.3, 0.45),
@@ -222,15 +222,11 @@ def world_named(name: str) -> World:
 
 # The easy world's own, for what knows no other.
 SIZE = EASY.size
-CENTERS = EASY.centers
 SHAPES = EASY.shapes
-ROWS, COLUMNS = EASY.rows, EASY.columns
 PLACES = EASY.places
 NUM_CELLS = EASY.num_cells
 JITTERS = EASY.jitters
 RADII = EASY.kinds[0].radii
-MAX_JITTER = JITTERS[-1]
-MIN_RADIUS, MAX_RADIUS = RADII[0], RADII[-1]
 cells_related = EASY.cells_related
 
 

@@ -397,3 +397,13 @@ def test_alpha_is_laid_on_white():
     out = io.BytesIO()
     PILImage.fromarray(np.array([[[255, 0, 0, 128]]], np.uint8), "RGBA").save(out, format="PNG")
     np.testing.assert_allclose(decode_image(out.getvalue())[0, 0], [255, 127, 127], atol=1)
+
+
+@pytest.mark.parametrize(("mode", "key"), [("RGB", (9, 8, 7)), ("L", 9)])
+def test_a_colour_that_means_transparent_becomes_white(mode, key):
+    out = io.BytesIO()
+    picture = PILImage.new(mode, (2, 1), key)
+    picture.putpixel((1, 0), (1, 2, 3) if mode == "RGB" else 1)
+    picture.save(out, format="PNG", transparency=key)
+    decoded = decode_image(out.getvalue())[0]
+    assert (decoded[0] == 255).all() and (decoded[1] < 255).all()

@@ -163,7 +163,7 @@ def test_cached_pieces_equal_one_forward_pass(context_images):
     read = None
     for index, segment in enumerate(segments):
         if segment.kind is Kind.TEXT:
-            if segment.opens_slot:
+            if segment.part in (Part.PROMPT, Part.PLAN, Part.REFINED_PLAN):
                 walk.reserve()
             found = walk.text(segment.text)
             np.testing.assert_allclose(found, decisions[index], rtol=0, atol=1e-5)

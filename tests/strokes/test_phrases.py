@@ -58,6 +58,7 @@ def test_descriptions_group_by_kind_in_painting_order():
         "a red circles at top left",
         "a red circle at top left.",
         "a pink circle at top left",
+        "two red circles at top left and top left",
     ],
 )
 def test_malformed_descriptions(text):
