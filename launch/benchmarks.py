@@ -37,6 +37,10 @@ def run(values: flags.FlagValues, benchmark: Benchmark) -> None:
     """Paints, or reads back what the benchmark's scorer wrote; writes scores and report."""
     if values.results and values.judge:
         raise ConfigError("--results and --judge contradict each other")
+    if values.inspector is not None:
+        raise ConfigError(
+            f"--inspector chooses among paintings of strokes, not of {benchmark.name}"
+        )
     if values.judge and benchmark.name not in wise.VARIANTS:
         raise ConfigError(f"--judge judges WISE; {benchmark.name} has its own scorer")
     items = chosen(benchmark, values.prompts, values.num_per_tag)
@@ -101,7 +105,7 @@ def _paint(
         print(f"prompt {index} was refused: {reason}")
     if done.stopped:
         print("interrupted; the same command with --resume goes on")
-        raise KeyboardInterrupt
+        raise done.stopped
     return made_by
 
 

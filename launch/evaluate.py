@@ -75,6 +75,7 @@ def main(values: flags.FlagValues) -> None:
     inspector = None  # loaded at once, so that a wrong checkpoint costs no paintings
     if values.inspector is not None:
         inspector = process_gen.load(values.inspector, weights=values.weights)
+        suite.check(values, inspector.config)
     suite.check(values, painter.config)
     prompts = suite.prompts(values, painter.config)
     begun = (exposure.Start, probes.Probe)
@@ -109,7 +110,7 @@ def main(values: flags.FlagValues) -> None:
     )
     if scores is None:
         print(f"not scored; what was painted is in {out}")
-        raise KeyboardInterrupt
+        raise done.stopped or KeyboardInterrupt
     text = json.dumps({**flat(scores), **done.summary(), **painting.as_json(made_by)})
     (out / painting.SCORES).write_text(text + "\n")
     pairs = zip(records.lines(out), verdicts, strict=True)

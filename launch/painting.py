@@ -66,7 +66,8 @@ class Painted:
       refused: (index, reason) of prompts that could not be read.
       pictures, nfe: sums over all paintings.
       seconds: wall time, compilation included.
-      stopped: whether it was interrupted.
+      stopped: what to raise where it was interrupted.
+      before: of `count` and `pictures`, what an earlier run painted.
       usage: how full the calls to the device were.
       compilations: programs that were compiled, or read from the cache on disk.
     """
@@ -78,7 +79,8 @@ class Painted:
     pictures: int = 0
     nfe: int = 0
     seconds: float = 0.0
-    stopped: bool = False
+    stopped: KeyboardInterrupt | None = None
+    before: tuple[int, int] = (0, 0)
     usage: Usage = dataclasses.field(default_factory=Usage)
     compilations: int = 0
 
@@ -106,7 +108,9 @@ class Painted:
             "pictures": self.pictures,
             "nfe": self.nfe,
             "seconds": round(self.seconds, 3),
-            "pictures_per_second": round(self.pictures / max(self.seconds, 1e-9), 3),
+            "pictures_per_second": round(
+                (self.pictures - self.before[1]) / max(self.seconds, 1e-9), 3
+            ),
             "compilations": self.compilations,
             **self.usage.summary(),
         }
@@ -170,11 +174,12 @@ def paint(
         (out / RUN).write_text(json.dumps(asked, indent=1) + "\n")
         for record in before:
             done.add(record, records.load(record, out) if kept(record) else None)
+        done.before = (done.count, done.pictures)
         with records.Recorder(out, before) as recorder:
             for trajectory in stream:
                 record = recorder.add(trajectory)
                 done.add(record, trajectory if kept(record) else None)
-        done.stopped = interrupted() is not None
+        done.stopped = interrupted()
     done.compilations = compilations.count
     done.seconds = progress.finish()
     done.trajectories.sort(key=_place)
@@ -211,9 +216,9 @@ class _Progress:
         count, asked = self._done.count, self._done.asked
         passed = self._shown - self._started
         text = f"painted {count}/{asked}  {duration(passed)}"
-        if count:
-            left = (asked - count) * passed / count
-            text += f"  {count / passed:.2f} paintings/s  ETA {duration(left)}"
+        if fresh := count - self._done.before[0]:
+            left = (asked - count) * passed / fresh
+            text += f"  {fresh / passed:.2f} paintings/s  ETA {duration(left)}"
         print(f"{text:<64}", end=end, file=sys.stderr, flush=True)
 
 
@@ -421,7 +426,7 @@ def provenance(painter: Painter, request: Request, command: str) -> dict[str, An
         "seed": request.seed,
         "num": request.num,
         "size": f"{size[0]}x{size[1]}" if size else "the model's",
-        "prompts_hash": hash_of(request.prompts),
+        "prompts_hash": hash_of(request.prompts, request.images),
         "dtype": painter.config.model.dtype,
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
@@ -431,9 +436,10 @@ def provenance(painter: Painter, request: Request, command: str) -> dict[str, An
     }
 
 
-def hash_of(prompts: Sequence[Any]) -> str:
-    """16 hex digits that name what is painted, metadata included."""
+def hash_of(prompts: Sequence[Any], images: Sequence[Image] = ()) -> str:
+    """16 hex digits that name what is painted, metadata and given pictures included."""
     words = [p.prompt if isinstance(p, Trajectory) else p for p in prompts]
+    words += [hashlib.sha256(x.tobytes()).hexdigest() for x in images]
     text = json.dumps(words, sort_keys=True, default=dict)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 

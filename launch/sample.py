@@ -130,7 +130,7 @@ def main(values: flags.FlagValues) -> None:
         }
         print(json.dumps(summary))
     if done.stopped:
-        raise KeyboardInterrupt
+        raise done.stopped
 
 
 def _tell(done: painting.Painted, out: epath.Path, shown: Sequence[Trajectory]) -> None:

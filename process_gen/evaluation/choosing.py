@@ -19,7 +19,7 @@ Inspect = Callable[[Sequence[Trajectory]], Sequence[str | None]]
 
 # What a picture is worth by the opinion of it. One that is called unfinished is no more what was
 # asked for than a faulty one; one of which nothing readable is said may be.
-WORTH = {"no_image": 0, "faulty": 0, "unfinished": 0, "unreadable": 1, "complete": 2}
+WORTH = {"no_image": -1, "faulty": 0, "unfinished": 0, "unreadable": 1, "complete": 2}
 
 
 def inspections_of(painter: Painter) -> Inspect:
@@ -27,7 +27,8 @@ def inspections_of(painter: Painter) -> Inspect:
 
     def inspect(starts: Sequence[Trajectory]) -> list[str | None]:
         painted = painter.paint(starts, temperature=0.0, max_images=1)
-        return [trajectory.steps[0].inspection for trajectory in painted]
+        # One that it refuses, for too long a plan, comes back without steps.
+        return [t.steps[0].inspection if t.steps else None for t in painted]
 
     return inspect
 
@@ -55,11 +56,15 @@ def opinions(painted: Sequence[Trajectory], inspect: Inspect, world: World = EAS
     for i, said in _inspections(painted, whole, inspect, world).items():
         if said.seen:
             there[i] = _plan(said.seen, world)
-        else:
-            found[i] = "unfinished"
+        else:  # nothing, or it does not say what: then this is its verdict
+            found[i] = "unfinished" if said.seen == () else _verdict(said)
     for i, said in _inspections(painted, there, inspect, world).items():
-        found[i] = "faulty" if said.command else "complete" if said.complete else "unfinished"
+        found[i] = _verdict(said)
     return found
+
+
+def _verdict(said: phrases.Inspection) -> str:
+    return "faulty" if said.command else "complete" if said.complete else "unfinished"
 
 
 def _inspections(

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 
-from process_gen.core.trajectory import Sampled, Trajectory, parse_plan
+from process_gen.core.trajectory import Sampled, Step, Trajectory, parse_plan
 from process_gen.evaluation import choosing, stepwise
 from process_gen.evaluation.strokes import best_of
 from process_gen.strokes import oracle, phrases
@@ -93,6 +93,32 @@ def test_what_cannot_be_read_is_worth_more_than_what_is_called_wrong():
         assert found == ["unreadable"] * 4
     worth = choosing.WORTH
     assert worth["complete"] > worth["unreadable"] > worth["unfinished"] == worth["faulty"]
+    assert worth["faulty"] > worth["no_image"]
+
+
+def test_a_bare_verdict_is_taken_at_its_word():
+    painted = candidates(EASY)[:1]
+    fits = f"{phrases.FITS_PROMPT} {phrases.FITS_INSTRUCTION}"
+    for said, found in (
+        (f"{fits} {phrases.COMPLETE}", "complete"),
+        (f"{fits} {phrases.NOT_PAINTED} a star.", "unfinished"),
+        (f"{phrases.NO_FIT_PROMPT} no. <refine>repaint</refine>", "faulty"),
+    ):
+        assert choosing.opinions(painted, lambda starts, said=said: [said] * len(starts)) == [found]
+
+
+def test_what_the_inspector_refuses_is_unreadable():
+    class Refusing:
+        def paint(self, starts, **settings):
+            assert settings == {"temperature": 0.0, "max_images": 1}
+            said = dataclasses.replace(starts[1].steps[0], inspection="fine")
+            return [
+                dataclasses.replace(starts[0], steps=()),
+                dataclasses.replace(starts[1], steps=(said,)),
+            ]
+
+    starts = [Trajectory("a dot", steps=(Step("p"),))] * 2
+    assert choosing.inspections_of(Refusing())(starts) == [None, "fine"]
 
 
 def test_where_there_is_no_picture_nobody_is_asked():

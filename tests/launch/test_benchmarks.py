@@ -199,6 +199,7 @@ def test_wise_with_a_judge(painter, tmp_path, capsys, suite, measure, answer, va
         (["--suite=genevalpp", "--num=2"], "takes 1 painting a prompt"),
         (["--suite=geneval", "--prompts=nowhere"], "cannot read nowhere"),
         (["--suite=geneval", "--size=big"], "--size is HxW"),
+        (["--suite=geneval", "--inspector="], "chooses among paintings of strokes"),
         (["--suite=strokes", "--judge=chat_model=x"], "--judge belongs to geneval"),
     ],
 )

@@ -180,6 +180,17 @@ def test_an_inspector_that_is_not_there_costs_no_paintings(painter, tmp_path, ca
     assert not painter.asked
 
 
+def test_an_inspector_of_another_world_costs_no_paintings(painter, tmp_path, capsys, monkeypatch):
+    other = PerfectPainter(HARD)
+    other.config = config_of(world="hard")
+    monkeypatch.setattr(process_gen, "load", lambda path, **_: other if path == "hard" else painter)
+    flags = ["--checkpoint=x", "--suite=strokes", "--num_per_tag=2", "--one_shot", "--num=2"]
+    with pytest.raises(SystemExit):
+        call(*flags, "--inspector=hard", f"--out={tmp_path / 'eval'}")
+    assert "learned from the hard one only" in capsys.readouterr().err
+    assert not painter.asked
+
+
 @pytest.mark.parametrize("more", [["--suite=strokes"], ["--suite=inspection"]])
 def test_nobody_chooses_from_one(painter, tmp_path, capsys, more):
     with pytest.raises(SystemExit):

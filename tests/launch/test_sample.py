@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import process_gen
-from launch import common, import_bagel, sample
+from launch import common, import_bagel, painting, sample
 from process_gen.checkpoint import shipped
 from process_gen.core.configs import Config
 from process_gen.core.errors import CheckpointError
@@ -38,6 +38,7 @@ class FakePainter:
 
     def __init__(self, interrupt_after=None):
         self.asked, self.interrupt_after = [], interrupt_after
+        self.signal = signal.SIGINT
 
     def stream(self, prompts, *, mode, seed, num, size, images, stop, usage, skip=(), **settings):
         self.asked.append({"mode": mode, "seed": seed, "num": num, "size": size, **settings})
@@ -45,7 +46,7 @@ class FakePainter:
         for n, (index, number) in enumerate(reversed(places)):
             prompt, metadata = read_prompt(prompts[index])
             if n == self.interrupt_after:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), self.signal)
             stopped = stop()
             step = Step(plan_text("add", "all"), PICTURE, "seen: all.")
             yield Trajectory(
@@ -128,6 +129,27 @@ def test_an_interrupted_run_goes_on(fake, tmp_path, capsys):
             call(*words, "--resume", change)
         assert refused.value.code == 2 and f"another {name}" in capsys.readouterr().err
     assert len(lines_of(out)) == 6
+
+
+def test_a_run_that_the_scheduler_ends_says_so(fake, tmp_path):
+    fake.interrupt_after, fake.signal = 1, signal.SIGTERM
+    with pytest.raises(SystemExit) as stopped:
+        call("--checkpoint=x", "--prompt=a", "--num=3", f"--out={tmp_path / 'out'}")
+    assert stopped.value.code == common.PREEMPTED
+    assert len(lines_of(tmp_path / "out")) == 2
+
+
+def test_rates_are_those_of_this_start():
+    done = painting.Painted(10, pictures=8, seconds=2.0)
+    assert done.summary()["pictures_per_second"] == 4.0
+    done.before = (3, 6)
+    assert done.summary()["pictures_per_second"] == 1.0
+
+
+def test_given_pictures_are_a_part_of_what_is_painted():
+    other = PICTURE + np.uint8(1)
+    names = [painting.hash_of(["a"], images) for images in ((), (PICTURE,), (other,))]
+    assert len(set(names)) == 3 and names[0] == painting.hash_of(["a"])
 
 
 def test_flags_reach_the_painter(fake, tmp_path):
