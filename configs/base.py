@@ -2,7 +2,7 @@
 
     python -m launch.train --config=configs/base.py --workdir=runs/base
 
-`process_gen/core/configs.py` describes every key.
+`process_gen/core/*_config.py` describe every key.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -17,6 +17,7 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"base takes no argument, got {arg!r}")
     config = ConfigDict(to_mapping(Config()))
     config.loss.ce_weight_late = config_dict.placeholder(float)
+    config.sampler.process_shift = config_dict.placeholder(float)
     for stage in STAGES:
         config.loss.stage_scales[stage] = 1.0
     return config

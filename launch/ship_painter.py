@@ -38,7 +38,7 @@ def _scores(files: list[str]) -> dict[str, Any]:
         try:
             scores = json.loads(Path(name).read_text())
             suite, mode = scores["suite"], scores["mode"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"--scores={name} is not what launch.evaluate writes: {error}") from (
                 error
             )
@@ -47,6 +47,13 @@ def _scores(files: list[str]) -> dict[str, Any]:
             k: v for k, v in scores.items() if k not in ("checkpoint", "command")
         }
     return found
+
+
+def _recipe(file: str | None) -> str:
+    try:
+        return Path(file).read_text() if file else ""
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--recipe={file} cannot be read: {error}") from error
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -70,19 +77,21 @@ def main(values: flags.FlagValues) -> None:
         values["set"].value or ()
     )
     # Folders of this machine mean nothing elsewhere; what was generated says what it has learned.
-    learned = tuple(s for s in painter.config.data.sources if not s.path) or DataConfig().sources
+    data = painter.config.data
+    learned = tuple(s for s in data.sources if not s.path) or DataConfig().sources
+    held_out = tuple(s for s in data.eval_sources if not s.path)
     config = dataclasses.replace(
         painter.config,
         sampler=build(SamplerConfig, settings, "sampler"),
         train=dataclasses.replace(painter.config.train, init_from=""),
-        data=dataclasses.replace(painter.config.data, sources=learned),
+        data=dataclasses.replace(data, sources=learned, eval_sources=held_out),
     )
     about = {
         "tokenizer": painter.tokenizer.fingerprint,
         "step": painter.meta.get("step"),
         "weights": painter.meta.get("weights"),
         "commit": common.git_hash(),
-        "recipe": Path(values.recipe).read_text() if values.recipe else "",
+        "recipe": _recipe(values.recipe),
         "scores": _scores(values.scores),
     }
     card = shipped.write(out, config, functional.together(painter.weights.model), about)

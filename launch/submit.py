@@ -8,8 +8,8 @@
 --dry_run    prints what would be sent and run, and does nothing
 --config, --config.SECTION.KEY, --workdir   as for launch.train, to which they are passed on
 --name       of the run on the cluster;  --restarts  at most that many after failures (10)
-TPU:    --topology=CHIP:SHAPE (v5e:16x16)  --slices=N  --image  --spot  --service_account
-        tpu: --zone  --project      gke, gke_toolkit: --queue, of Kueue
+TPU:    --topology=CHIP:SHAPE (v5e:16x16)  --slices=N  --image  --service_account
+        tpu: --zone  --project  --spot    gke: --queue, of Kueue  --spot    gke_toolkit: --queue
 slurm:  --nodes  --gpus_per_node  --partition  --hours  --directory (of the checkout)  --python
 
 docs/launching.md says what each target needs, and how a run that was preempted goes on.
@@ -226,8 +226,8 @@ def _passed_on(argv: Sequence[str], target: str) -> list[str]:
     """
     found = []
     for arg in argv[1:]:
-        if re.match(r"--?(config|workdir)\b", arg):
-            if "=" not in arg:
+        if match := re.match(r"--?(no)?(config|workdir)\b", arg):
+            if "=" not in arg and not match[1]:  # --noconfig.KEY sets it to false
                 raise ConfigError(f"{arg} and its value must be one word, {arg}=VALUE")
             found.append(arg)
     file = next(a.partition("=")[2] for a in found if re.match(r"--?config=", a)).split(":")[0]

@@ -136,13 +136,13 @@ def import_folder(
 
 
 def load_folder(
-    source: epath.PathLike, shapes: Shapes, weights: Literal["auto", "ema", "model"] = "auto"
+    source: epath.PathLike, shapes: Shapes
 ) -> tuple[ModelConfig, dict[str, Any], dict[str, Any]]:
     """Reads an official folder into memory: settings, weights, and the autoencoder's weights.
 
-    For models that fit twice; the arguments and errors are `import_folder`'s.
+    For models that fit twice; averaged weights are preferred, and errors are `import_folder`'s.
     """
-    with _open(source, shapes, weights) as found:
+    with _open(source, shapes, "auto") as found:
         params = name_map.unflatten(dict(stacked(found.entries, found.reader)))
         return found.model, params, _vae_params(found.vae_reader, found.vae_entries)
 
@@ -175,6 +175,7 @@ def export_folder(
     if epath.Path(output).exists():
         raise CheckpointError(f"{output}: exists already; choose a new folder")
     folder, weights, config, _ = manager.find(checkpoint, weights)
+    integrity.check(folder, ("params", weights))
     official = find_official(checkpoint, folder, config, origin)
     stored, read = streaming.weights_reader(folder, weights, config)
     entries = name_map.by_path(name_map.model_entries(stored))

@@ -321,8 +321,8 @@ class CheckpointManager:
 def check_workdir(workdir: epath.PathLike, config: configs.Config) -> None:
     """Makes sure that a run with `config` may go on in `workdir`; writes nothing.
 
-    An empty directory will do, and one whose checkpoints differ in nothing but `train` (except
-    `train.seed`), `mesh`, `sampler`, `data.prefetch`, `data.workers` and `data.strict`.
+    An empty directory will do, and one whose checkpoints differ in nothing but what may change
+    (docs/checkpoints.md lists it).
 
     Raises:
       CheckpointError: names the settings that differ.

@@ -78,8 +78,9 @@ class Reader:
         if not file.is_file():
             raise CheckpointError(f"{file}: no such file")
         with file.open("rb") as stream:
-            start = stream.read(4)
-        if start.startswith(_PICKLE_STARTS):
+            start = stream.read(9)
+        # A safetensors file begins with its header's length, which may look like a pickle's start.
+        if start.startswith(_PICKLE_STARTS) and start[4:] != b"\0\0\0\0{":
             raise CheckpointError(
                 f"{file}: this is a pickle, not safetensors, and opening it could run any code; "
                 "convert it to safetensors where it came from"

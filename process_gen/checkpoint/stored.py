@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -82,14 +83,17 @@ def step_path(directory: epath.Path, step: int | str) -> epath.Path:
     if step == "latest":
         return directory / str(steps[-1])
     if step == "best":
-        metas = {s: read_meta(directory / str(s)) for s in steps}
+        metas = {}
+        for s in steps:
+            with contextlib.suppress(DamagedError):  # it cannot say how good it is
+                metas[s] = read_meta(directory / str(s))
 
         def rank(s: int) -> float:
             name = metas[s]["best_metric"]
             return score(name, metric(metas[s]["metrics"], name))
 
-        best = max(steps, key=rank)
-        if rank(best) == -math.inf:
+        best = max(metas, key=rank, default=None)
+        if best is None or rank(best) == -math.inf:
             raise CheckpointError(f"no checkpoint in {directory} was validated: there is no best")
         return directory / str(best)
     if step not in steps:

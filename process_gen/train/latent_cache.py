@@ -128,13 +128,13 @@ def _read(pictures: _Pictures, first: int, stop: int) -> Iterator[_Item]:
 
 
 def _encoded(items: Iterable[_Item], encoder: PictureEncoder, room: int) -> Iterator[bytes]:
-    """A record for each item; as many as `room` holds tokens of pass together."""
+    """A record for each item; as many as `room` has tokens for pass together, or a larger one."""
     waiting: list[_Item] = []
     used = 0
     for item in items:
         needed = sum(token_RxCxS[..., 0].size for token_RxCxS in item.tokens)
         if waiting and used + needed > room:
-            yield from _encode(waiting, encoder, room)
+            yield from _encode(waiting, encoder, max(room, used))
             waiting, used = [], 0
         waiting.append(item)
         used += needed

@@ -219,7 +219,7 @@ def map_param_like(tree: Any, opt_state: Any, default: Any) -> Any:
       weight. A leaf mirrors a weight when its path ends in the weight's own. (`optax` has
       `tree_map_params` for this; it cannot look into the partition that Muon needs.)
     """
-    values = {path: value for path, value in jax.tree.leaves_with_path(tree)}
+    values = dict(jax.tree.leaves_with_path(tree))
 
     def find(path: Any, _: Any) -> Any:
         suffixes = (tuple(path[i:]) for i in range(len(path)))

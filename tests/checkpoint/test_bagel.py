@@ -80,6 +80,7 @@ def test_an_import_with_a_bit_flipped_is_refused(imported, where, words, tmp_pat
         bagel.find_official(copy, epath.Path(copy / "checkpoints" / "0"), found[0])
 
     read()  # what is whole is taken
+    bagel.export_folder(copy, tmp_path / "before")
     place = copy / where
     files = [p for p in place.rglob("*") if p.is_file()] or [place]
     file = max(files, key=lambda p: p.stat().st_size)
@@ -88,6 +89,9 @@ def test_an_import_with_a_bit_flipped_is_refused(imported, where, words, tmp_pat
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match=words):
         read()
+    with pytest.raises(CheckpointError, match=words):
+        bagel.export_folder(copy, tmp_path / "after")
+    assert not (tmp_path / "after").exists()
 
 
 def test_import_is_an_ordinary_checkpoint(imported):

@@ -84,6 +84,14 @@ def test_keeps_the_newest_and_the_best(tmp_path):
         manager.load_for_sampling(tmp_path, step=3)
 
 
+def test_a_damaged_one_does_not_hide_the_best(tmp_path):
+    save(tmp_path, {1: {"loss": 0.5}, 2: {"loss": 0.1}, 3: {"loss": 0.7}})
+    (tmp_path / "checkpoints" / "3" / "meta" / "data.json").write_text("{")
+    assert manager.load_for_sampling(tmp_path, step="best")[2]["step"] == 2
+    with pytest.raises(CheckpointError, match="damaged"):
+        manager.load_for_sampling(tmp_path, step=3)
+
+
 def test_best_rises_for_exact(tmp_path):
     config = make_config(train={"best_metric": "paint/exact", "keep": 1})
     save(tmp_path, {s: {"paint/exact": v} for s, v in ((1, 0.2), (2, 0.9), (3, 0.4))}, config)

@@ -155,6 +155,22 @@ def test_damaged_files_are_refused_by_name(tmp_path, kind, words):
     assert "ema.safetensors" in str(caught.value)
 
 
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580])
+def test_a_header_as_long_as_a_pickle_begins_is_read(tmp_path, length):
+    file = tmp_path / "ema.safetensors"
+    fill = 0
+    while True:
+        save_file(TENSORS, file, metadata={"fill": "x" * fill})
+        start = file.read_bytes()[:8]
+        if int.from_bytes(start, "little") == length:
+            break
+        fill += 1
+        assert fill < length
+    assert start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+    with safetensors_io.Reader([file]) as reader:
+        assert set(reader.infos) == set(TENSORS)
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(CheckpointError, match="no such file or folder"):
         safetensors_io.open_folder(tmp_path / "gone", ("ema",))

@@ -47,9 +47,16 @@ def test_the_default_painter(untrained, tmp_path, monkeypatch):
     assert process_gen.load().meta["path"] == str(out)
 
 
-def test_scores_of_something_else_are_refused(untrained, tmp_path, capsys):
+def test_a_recipe_that_is_not_there_is_one_line(untrained, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(f"--checkpoint={untrained}", "--recipe=nowhere.txt", f"--out={tmp_path / 'p'}")
+    assert stopped.value.code == 2 and "--recipe=nowhere.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{}", "[]"])
+def test_scores_of_something_else_are_refused(untrained, tmp_path, capsys, text):
     file = tmp_path / "x.json"
-    file.write_text("{}")
+    file.write_text(text)
     with pytest.raises(SystemExit):
         call(f"--checkpoint={untrained}", f"--scores={file}", f"--out={tmp_path / 'p'}")
     assert "not what launch.evaluate writes" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -192,3 +193,15 @@ def test_another_autoencoder_has_another_fingerprint(imported, tmp_path):
     bagel._write_all(tmp_path / "ae.safetensors", tensors)
     assert bagel.vae_fingerprint(CHECKPOINT) == bagel.vae_fingerprint(imported)
     assert bagel.vae_fingerprint(tmp_path) != bagel.vae_fingerprint(imported)
+
+
+def test_more_pictures_than_a_pass_has_room_for_are_encoded_whole():
+    def encoder(placed, room):
+        assert placed[-1].start + placed[-1].token_RxCxS[..., 0].size <= room
+        array = np.arange(room * 2.0).reshape(room, 2)
+        return SimpleNamespace(addressable_data=lambda _: array)
+
+    pictures = [np.zeros((2, 2, 3), np.uint8)] * 3
+    items = [latent_cache._Item(pictures), latent_cache._Item(pictures[:1])]
+    records = list(latent_cache._encoded(items, encoder, room=8))
+    assert len(records) == 2 and len(records[0]) > len(records[1])

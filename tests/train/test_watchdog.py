@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 from process_gen.train.watchdog import Watchdog
 
@@ -45,4 +46,5 @@ def test_one_that_ends_in_time_is_left_alone():
     ended = []
     with Watchdog(0.001, ended.append) as watchdog:
         watchdog.at("nothing")
+    time.sleep(0.2)  # more than the 0.06 s that it would have waited
     assert not ended
