@@ -20,7 +20,7 @@ from process_gen.core.trajectory import Trajectory
 from process_gen.sampling.painter import Painter
 from process_gen.sampling.painting import Painting, Request, prompt_tokens
 
-STEPS = (5, 10, 20, 40)  # each number of denoising steps is compiled once
+STEPS = (5, 10, 20, 40)  # denoising steps to choose from
 GUIDANCE = (1.0, 5.0)
 
 
@@ -30,7 +30,7 @@ class Limits:
 
     Attributes:
       prompt: characters of a prompt; its tokens are limited by the checkpoint.
-      text: characters of each half of a plan or an inspection.
+      text: characters of a plan or an inspection.
       waiting: paintings that wait for the device.
       per_minute: paintings that one session may begin.
       silence: seconds after which a painting that nobody watches is stopped.
@@ -38,7 +38,7 @@ class Limits:
     """
 
     prompt: int = 1000
-    text: int = 1000
+    text: int = 2000
     waiting: int = 8
     per_minute: int = 20
     silence: float = 30.0
@@ -321,9 +321,10 @@ def choices(painter: Painter) -> tuple[int, ...]:
 
 
 def _check_text(text: str, painter: Painter, limits: Limits) -> None:
-    most = 2 * limits.text  # two halves
-    if len(text) > most:
-        raise DataError(f"a plan or inspection has {len(text):,} characters; {most:,} is the limit")
+    if len(text) > limits.text:
+        raise DataError(
+            f"a plan or inspection has {len(text):,} characters; {limits.text:,} is the limit"
+        )
     count, longest = len(painter.tokenizer.encode(text)), painter.config.sampler.max_text - 2
     if count > longest:
         raise DataError(f"a plan or inspection has {count} tokens; {longest} are the limit")

@@ -28,8 +28,8 @@ class SamplerConfig:
       image_guidance: scale of the branch that sees the texts only, in every mode but process; 1 is
         none, and without text guidance there is none either.
       guidance_interval: guidance acts while low < t <= high; outside, its branch does not run.
-      guidance_every: the text-dropped branch runs in every so many steps; in between, its last
-        difference to the conditional one is used again.
+      guidance_every: the text-dropped branch runs in every so many evaluations; in between, its
+        last difference to the conditional one is used again.
       sample_latents: whether a picture that a context reads enters as a draw from the autoencoder's
         distribution, as in BAGEL, or as its mean; only model.codec="flux" has one.
       renorm: how a guided velocity is scaled back, see `core.flow_matching`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 import jax
@@ -196,7 +195,7 @@ def _inputs(model: Model, x: Arrays) -> tuple[Computed, Streams, _Targets]:
         patch_image_BxV=jnp.asarray(patch_image)[None],
     )
     label = None
-    if "ce_loss_indexes" in x or any("ce" in n.split("_") for n in x.names("out.ce")):
+    if "ce_loss_indexes" in x:
         labels = np.full(len(modality), -1, np.int32)
         labels[x["ce_loss_indexes"]] = x["packed_label_ids"]
         label = jnp.asarray(labels[text_at])[None]
@@ -334,7 +333,7 @@ def group(key: str) -> str:
     if "embed_tokens" in key:
         return "embed_tokens"
     expert = "gen" if "moe_gen" in key else "und"
-    if re.search(r"norm", key):
+    if "norm" in key:
         return f"llm_{expert}_norm"
     return f"llm_{expert}_{'attn' if 'self_attn' in key else 'mlp'}"
 

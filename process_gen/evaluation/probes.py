@@ -60,6 +60,8 @@ def make_probes(
     wanted = {True: faulty, False: right}
     probes: list[Probe] = []
     for number, requirement in enumerate(requirements):
+        if not any(wanted.values()):
+            break
         fault = wanted[True] > 0 and (number % 2 == 0 or not wanted[False])
         kind = "conflict" if number % 4 == 0 else "misalignment"
         chances = {"conflict": 0.0, "misalignment": 0.0} | ({kind: 1.0} if fault else {})
@@ -69,8 +71,6 @@ def make_probes(
             continue  # this prompt allows no such fault
         if at is None:
             at = int(rng.integers(len(painting.steps)))
-        if not wanted[fault]:
-            continue
         wanted[fault] -= 1
         cut = dataclasses.replace(
             painting.steps[at], inspection=None, refined_plan=None, refined=None

@@ -34,7 +34,7 @@ class StepCheck:
       seen_right: it lists what the oracle sees; None where it lists nothing.
       right_end: the step's last picture shows what its last plan describes, and that plan is
         consistent with the prompt.
-      kept, untouched: objects that the plan leaves as they were and the last picture showed; how
+      untouched, kept: objects that the plan leaves as they were and the last picture showed; how
         many of them the sketch still shows.
     """
 
@@ -107,8 +107,9 @@ def check_step(
     last = state if step.refined_plan is None else planned(step.refined_plan, world)
     image = step.image
     assert image is not None
-    right_end = last is not None and shows(image, last, world)
-    right_end = right_end and last is not None and consistent(last, requirement, world)
+    right_end = (
+        last is not None and shows(image, last, world) and consistent(last, requirement, world)
+    )
     kept = untouched = 0
     if before is not None:
         old, picture = before
@@ -179,9 +180,9 @@ def painting_rates(trajectories: Sequence[Trajectory], world: World = EASY) -> d
     """
     everything = [check_steps(t, world) for t in trajectories]
     checks = [c for own in everything for c in own if c is not None]
-    ends = [(t, own[-1]) for t, own in zip(trajectories, everything, strict=True) if own]
-    finals = [_final_complete(t, world) for t, _ in ends]
-    finished = [f for (t, _), f in zip(ends, finals, strict=True) if t.finish_reason == "finished"]
+    ended = [t for t in trajectories if t.steps]
+    finals = [_final_complete(t, world) for t in ended]
+    finished = [f for t, f in zip(ended, finals, strict=True) if t.finish_reason == "finished"]
     followed = [c for own in everything for c in own[:-1] if c is not None]
     return {
         "steps": len(checks),

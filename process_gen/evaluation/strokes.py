@@ -114,7 +114,9 @@ def score(
         "n": len(trajectories),
         "tags": tags,
         "missing_tags": [tag for tag in TAGS if tag not in tags],
-        "overall": {name: dataclasses.asdict(mean_of_rates(rates[name])) for name in VERDICTS},
+        "overall": {
+            name: dataclasses.asdict(mean_of_rates(rates[name], confidence)) for name in VERDICTS
+        },
         "process": summarize(trajectories),
     }
 

@@ -195,9 +195,10 @@ def _other_rates(runs: Sequence[Run]) -> list[dict[str, Any]]:
     for name in dict.fromkeys(name for rates in found.values() for name in rates):
         row = {run: rates[name] for run, rates in found.items() if name in rates}
         base = row.get(runs[0].name)
-        others = [run.name for run in runs[1:] if run.name in row] if base else []
-        assert base is not None or not others
-        moved = {run: differences.independent(base, row[run]) for run in others if base}
+        moved = {}
+        if base is not None:
+            others = [run.name for run in runs[1:] if run.name in row]
+            moved = {name: differences.independent(base, row[name]) for name in others}
         rows.append(_row({"name": name}, row, moved))
     return rows
 

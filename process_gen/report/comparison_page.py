@@ -85,7 +85,7 @@ def chosen(by_place: Sequence[Mapping[Place, Judged]], show: int) -> tuple[list[
     if len(everything) <= show:
         return everything, ""
     differ = [place for place in everything if _differ([own.get(place) for own in by_place])]
-    kept = set((differ + [place for place in everything if place not in set(differ)])[:show])
+    kept = set(list(dict.fromkeys([*differ, *everything]))[:show])
     note = f"{show} of {len(everything)} prompts: "
     if len(differ) > show:
         note += f"the first of the {len(differ)} on which the runs differ."

@@ -153,11 +153,13 @@ def compared(
       The charts, and what each line's class stands for; up to 6 lines have colours of their own.
     """
     found: dict[str, dict[str, list[Point]]] = {}
-    labels = {f"run-{i % 6}": names[i] for i in reversed(range(len(names)))}
+    # The class of a line, and so its colour; more runs than colours take them again.
+    lines = [f"run-{i % 6}{' again' * (i // 6)}" for i in range(len(names))]
     for i, history in enumerate(histories):
         for name, splits in series(history).items():
-            found.setdefault(name, {})[f"run-{i % 6}"] = splits.get("eval") or splits["train"]
-    return [_chart(name, lines) for name, lines in found.items()], labels
+            found.setdefault(name, {})[lines[i]] = splits.get("eval") or splits["train"]
+    made = [_chart(name, drawn) for name, drawn in found.items()]
+    return made, dict(zip(lines, names, strict=True))
 
 
 def _chart(name: str, splits: Mapping[str, Sequence[Point]]) -> Chart:

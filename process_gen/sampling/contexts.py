@@ -39,7 +39,7 @@ _SHORTEST_TEXT, _SHORTEST_PICTURE, _SMALLEST_CACHE, _SHORTEST_READ = 16, 64, 102
 
 
 def padded(count: int, smallest: int) -> int:
-    """The size that `count` items are padded to: at most an eighth more, above `smallest`."""
+    """The size that `count` items are padded to: at most a quarter more, but whole `smallest`s."""
     unit = max(smallest, (1 << max(count - 1, 0).bit_length()) // 8)
     return -(-count // unit) * unit
 

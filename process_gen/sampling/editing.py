@@ -6,7 +6,6 @@ What comes out is a beginning, which `Painter.stream` goes on with as if the mod
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 from process_gen.core.errors import DataError
 from process_gen.core.grammar import Part, check_text
@@ -109,7 +108,7 @@ def _clean(text: str) -> str:
     return text
 
 
-def _without_tags(text: str, tags: Sequence[str] = TAGS) -> str:
-    for tag in tags:
+def _without_tags(text: str) -> str:
+    for tag in TAGS:
         text = text.replace(tag, " ")
     return " ".join(text.split())

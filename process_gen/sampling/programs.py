@@ -39,9 +39,11 @@ def _read(pool: Pool, rows: Rows) -> list[Cache]:
 _OUTSIDE = 1 << 30  # a slot that no cache has
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Programs:
     """The pieces, bound to a model and to settings that are fixed for a run.
+
+    Equal to itself alone: jit caches a compiled piece per object.
 
     Attributes:
       fns: the model.
@@ -58,14 +60,6 @@ class Programs:
     vocab_size: int
     sampler: SamplerConfig
     size: tuple[int, int]
-
-    def __hash__(self) -> int:
-        """Identity: jit caches a compiled piece per object."""
-        return id(self)
-
-    def __eq__(self, other: object) -> bool:
-        """Identity, as for the hash."""
-        return self is other
 
     def make_pool(self, rows: int) -> Pool:
         """Empty caches for `rows` rows and a scratch row."""
@@ -260,7 +254,7 @@ class Programs:
 
         Guidance branches are queries of the same call: an order and a position of their own are all
         that the text-dropped branch needs to see everything before the current plan and no more.
-        Outside the guidance interval, and between the steps that `guidance_every` names, that
+        Outside the guidance interval, and between the evaluations that `guidance_every` names, that
         branch does not run.
 
         Args:

@@ -230,8 +230,8 @@ class Studio:
         self.texts.clear()
         self.pictures.clear()
         for row, painting in waiting:
-            painting.close(painting.finish_reason or "stopped")
-            painting.moment = None
+            # One that waits for its last picture to be painted again is not what it would be.
+            painting.close("stopped")
             self._queue(row, painting)
 
     # ---- calls -----------------------------------------------------------------------------------
@@ -367,16 +367,23 @@ class Studio:
         return canvas
 
     def _denoise(
-        self, batch: Sequence[tuple[int, Painting]], rows: Rows, steps: int, name: str
+        self,
+        batch: Sequence[tuple[int, Painting]],
+        rows: Rows,
+        earlier: Sequence[Image | None],
+        steps: int,
+        name: str,
     ) -> tuple[jax.Array, int]:
-        """Pictures, and how often their velocity was evaluated."""
+        """Pictures, and how often their velocity was evaluated.
+
+        `earlier` are the pictures that come before them, which `sampler.later_start` begins with.
+        """
         sampler = self.sampler
         shift, scale = sampler.timestep_shift, sampler.guidance
         if self.one_shot:
             scale = sampler.one_shot_guidance
         elif sampler.process_shift is not None:
             shift = sampler.process_shift
-        earlier = [painting.picture for _, painting in batch]
         starts = [1.0 if image is None else sampler.later_start for image in earlier]
         grids = [flow.time_grid(steps, shift, start) for start in starts]
         picture = self.programs.denoise(
@@ -398,7 +405,8 @@ class Studio:
         for _, painting in batch:
             painting.moment = None if self.one_shot else painting.now
         steps = sampler.one_shot_steps if self.one_shot else sampler.denoise_steps
-        picture, nfe = self._denoise(batch, rows, steps, "denoise")
+        earlier = [painting.picture for _, painting in batch]
+        picture, nfe = self._denoise(batch, rows, earlier, steps, "denoise")
         self._end_pictures(batch, rows, picture, nfe)
 
     def _paint_again(self) -> None:
@@ -406,7 +414,8 @@ class Studio:
         batch = self._take(self.queues[Next.END])
         moments = [painting.moment for _, painting in batch if painting.moment is not None]
         rows = self._rows(batch, moments)
-        picture, nfe = self._denoise(batch, rows, self.sampler.final_steps, "denoise again")
+        noise = [None] * len(batch)
+        picture, nfe = self._denoise(batch, rows, noise, self.sampler.final_steps, "denoise again")
         pictures = np.asarray(picture)
         for i, (row, painting) in enumerate(batch):
             painting.repainted(pictures[i].copy(), nfe)

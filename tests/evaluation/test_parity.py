@@ -26,14 +26,14 @@ def model():
     return parity.load_model(FIXTURES)
 
 
-def _run(name, model, **changed):
+def _run(name, model):
     arrays = parity.read_arrays(FIXTURES / f"{name}.npz")
     if "in.case" in arrays:
         other = parity.read_arrays(FIXTURES / f"{arrays['in.case']}.npz")
         arrays = {**{k: v for k, v in other.items() if k.startswith("in.")}, **arrays}
         rows = parity.check_case(name, check_parity.CASES[name], model, arrays)
         return [row for row in rows if row.state != "unknown"]
-    return parity.check_case(name, check_parity.CASES[name], model, {**arrays, **changed})
+    return parity.check_case(name, check_parity.CASES[name], model, arrays)
 
 
 def _bad(rows):

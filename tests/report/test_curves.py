@@ -8,7 +8,7 @@ import pytest
 
 from process_gen.core.errors import DataError
 from process_gen.core.trajectory import decode_image
-from process_gen.report.curves import POINTS, charts, curves, read_history, series
+from process_gen.report.curves import POINTS, charts, compared, curves, read_history, series
 
 HISTORY = [
     {
@@ -111,3 +111,11 @@ def test_png_is_drawn():
         curves(HISTORY, "gif")
     with pytest.raises(DataError, match="no losses"):
         curves([{"step": 1, "split": "train", "rate": 1.0}])
+
+
+def test_more_runs_than_colours_keep_their_own_lines():
+    histories = [[{"step": 1, "split": "train", "loss": float(i)}] for i in range(14)]
+    (chart,), labels = compared(histories, [f"run {i}" for i in range(14)])
+    assert list(labels.values()) == [f"run {i}" for i in range(14)]
+    assert len({str(line) for line in chart.lines}) == 14
+    assert {label.split()[0] for label in labels} == {f"run-{i}" for i in range(6)}

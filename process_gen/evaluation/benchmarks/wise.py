@@ -141,7 +141,7 @@ def read(variant: Variant, path: str | None) -> list[dict[str, Any]]:
         try:
             rows = json.loads(file.read_text())
             fields = [
-                (r["prompt_id"], r["Prompt"], r["Explanation"], r["Subcategory"]) for r in rows
+                (int(r["prompt_id"]), r["Prompt"], r["Explanation"], r["Subcategory"]) for r in rows
             ]
         except (ValueError, LookupError, TypeError) as error:
             raise DataError(f"{file}: not a file of WISE's prompts ({error!r})") from error

@@ -62,6 +62,15 @@ def test_categories_by_number(tmp_path, variant, counts):
             variant.category(number)
 
 
+def test_numbers_may_be_text_and_other_text_is_refused(tmp_path):
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps([{**row, "prompt_id": str(row["prompt_id"])} for row in rows([7])]))
+    assert wise.read(LEGACY, str(path))[0]["prompt_id"] == 7
+    path.write_text(json.dumps([{**row, "prompt_id": "seven"} for row in rows([7])]))
+    with pytest.raises(DataError, match="not a file of WISE's prompts"):
+        wise.read(LEGACY, str(path))
+
+
 def test_the_variants_differ_where_they_should():
     assert LEGACY.category(560) == "time" and VERIFIED.category(560) == "space"
 
