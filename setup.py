@@ -43,6 +43,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.20,<3"],
     "wandb": ["wandb>=0.20,<1"],
     "beam": ["apache-beam>=2.77,<3"],
+    "gcs": ["gcsfs>=2026.4,<2027"],
     "parquet": ["pyarrow>=18,<27"],
     "remote": ["openai>=3,<4", "jsonschema>=4.25,<5"],
     "app": ["gradio>=6,<7", "starlette>=1.0.1,<2"],

@@ -4,7 +4,7 @@
     python -m launch.evaluate --checkpoint=runs/hard --suite=strokes_hard --out=runs/hard/eval
     python -m launch.train --config=configs/strokes_study.py:one_shot,world=hard --workdir=D
 
-Hardware: 2 CPU cores, 3 GB. 657 steps of its arm in the study are too few to draw, and nobody has
+Hardware: 2 CPU cores, 3 GB. 658 steps of its arm in the study are too few to draw, and nobody has
 trained longer yet (docs/results.md). A step costs twice the FLOPs of one of the easy recipe, and
 about three times its processor time (docs/study/README.md).
 

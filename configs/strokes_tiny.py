@@ -80,7 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "two yellow squares right of a white star and an orange circle",
     )
 
-    # What 10 steps and guidance add is less than can be measured: docs/performance.md.
+    # In process mode, 10 steps and guidance add less than can be measured: docs/performance.md.
     config.sampler.denoise_steps = 4
     config.sampler.one_shot_steps = 16
     config.sampler.guidance = 1.5

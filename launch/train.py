@@ -8,8 +8,8 @@
 --restore=latest|best|STEP  the checkpoint to go on from; later ones are set aside
 --wandb=PROJECT             also to Weights & Biases (pip install -e '.[wandb]')
 
-The sections are model, data, loss, optimizer, train, mesh and sampler; process_gen/core/configs.py
-describes every key. With a checkpoint of the same config in DIR the run goes on from it; with one
+The sections are model, data, loss, optimizer, train, mesh and sampler; process_gen/core/*_config.py
+describe every key. With a checkpoint of the same config in DIR the run goes on from it; with one
 of another config nothing is touched and the exit status is 2. Ctrl-C saves before it stops, and
 so does SIGTERM, whose exit status is 75: started again, the run goes on (docs/launching.md).
 --config.train.init_from=DIR starts from the weights of a run or of an import (docs/bagel.md).

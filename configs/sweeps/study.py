@@ -301,14 +301,14 @@ def _hard(full: tuple[str, ...]) -> list[Trial]:
     ]
     trials += [
         resampled(
-            f"{control}_guidance_{scale}",
-            control,
+            f"{of}_guidance_{scale}",
+            of,
             f"hard world: one-shot, {budget}guidance {scale}",
             "--one_shot",
             f"--set=one_shot_guidance={scale}",
             suite="strokes_hard",
         )
-        for control, budget in (
+        for of, budget in (
             ("hard_one_shot_full_s0", "full budget, "),
             ("hard_one_shot_s0", ""),
         )
