@@ -55,11 +55,16 @@ def describe(graph: SceneGraph) -> str:
     if not graph.nodes:
         return "an empty canvas"
     things = ", ".join(phrase(node) for node in graph.nodes)
-    relations = [
-        f"the {noun(graph.nodes[e.subject])} {e.relation} the {noun(graph.nodes[e.target])}"
-        for e in graph.edges
-    ]
-    return "; ".join([things, *relations])
+    return "; ".join([things, *(_said(*relation) for relation in _relations(graph))])
+
+
+def _relations(graph: SceneGraph) -> list[tuple[Node, str, Node]]:
+    """How the nodes of a scene relate, without their numbers, which differ between scenes."""
+    return [(graph.nodes[e.subject], e.relation, graph.nodes[e.target]) for e in graph.edges]
+
+
+def _said(subject: Node, relation: str, target: Node) -> str:
+    return f"the {noun(subject)} {relation} the {noun(target)}"
 
 
 class TemplateWriter:
@@ -79,7 +84,7 @@ def instruction(change: Change) -> str:
     gone = list((Counter(change.before.nodes) - Counter(change.after.nodes)).elements())
     new = list((Counter(change.after.nodes) - Counter(change.before.nodes)).elements())
     if change.operation == "add" and new and not gone:
-        return _add(change.after, new)
+        return _add(change, new)
     if change.operation == "remove" and gone and not new:
         return f"Remove the {' and the '.join(noun(node) for node in gone)}."
     if change.operation == "modify" and len(gone) == len(new) == 1:
@@ -91,19 +96,16 @@ def instruction(change: Change) -> str:
     raise DataError(f"a step of kind {change.operation!r} that takes {gone} and adds {new}")
 
 
-def _add(graph: SceneGraph, new: Sequence[Node]) -> str:
+def _add(change: Change, new: Sequence[Node]) -> str:
     settings = [node for node in new if node.background]
     things = [node for node in new if not node.background]
     said = []
     if settings:
         said.append(f"Paint {' and '.join(map(phrase, settings))} as the background.")
     if things:
-        fresh = {graph.nodes.index(node) for node in things}
-        where = [
-            f"{noun(graph.nodes[e.subject])} {e.relation} the {noun(graph.nodes[e.target])}"
-            for e in graph.edges
-            if e.subject in fresh or e.target in fresh
-        ]
+        # An older node may equal a new one: only what was not related before is said.
+        fresh = Counter(_relations(change.after)) - Counter(_relations(change.before))
+        where = [_said(*x) for x in fresh.elements() if x[0] in things or x[2] in things]
         added = f"Add {' and '.join(map(phrase, things))}"
-        said.append(f"{added}: {'; '.join('the ' + w for w in where)}." if where else f"{added}.")
+        said.append(f"{added}: {'; '.join(where)}." if where else f"{added}.")
     return " ".join(said)

@@ -75,6 +75,27 @@ def test_a_swap_begins_the_other_way_round():
     raise AssertionError("no swap")
 
 
+def test_a_second_thing_of_the_same_kind_has_its_own_place():
+    nodes = (Node("cup", color="red"), Node("table"), Node("cup", color="red"), Node("shelf"))
+    graph = SceneGraph(nodes, (Edge(0, "on", 1), Edge(2, "on", 3)))
+    steps = beats(graph, np.random.default_rng(0), max_steps=5, diversify=0.0)
+    said = [instruction(Change("", b.operation, b.before, b.after)) for b in steps]
+    assert said == [
+        "Add a table.",
+        "Add a red cup: the red cup on the table.",
+        "Add a shelf.",
+        "Add a red cup: the red cup on the shelf.",
+    ]
+
+
+def test_how_settings_relate_is_said_of_things_only():
+    nodes = (Node("hill", background=True), Node("lake", background=True), Node("dog"))
+    graph = SceneGraph(nodes, (Edge(0, "behind", 1), Edge(2, "near", 1)))
+    assert instruction(Change("", "add", SceneGraph(), graph)) == (
+        "Paint a hill and a lake as the background. Add a dog: the dog near the lake."
+    )
+
+
 def test_the_planner_answers_in_order_and_passes_failures_on():
     class Parser(RuleParser):
         def parse(self, prompts):
