@@ -128,10 +128,11 @@ class BpeTokenizer:
         if missing:
             raise DataError(f"{where} lacks the special token(s) {', '.join(missing)}")
         self._special = frozenset(special.values())
-        clash = sorted(self._special & set(self._bpe.get_vocab(with_added_tokens=False).values()))
+        ordinary = set(self._bpe.get_vocab(with_added_tokens=False).values())
+        clash = sorted(self._special & ordinary)
         if clash:
             raise DataError(f"{where}: special id(s) {clash} are also ordinary tokens")
-        self.vocab_size = max(self._bpe.get_vocab_size() - 1, *self._special) + 1
+        self.vocab_size = max(ordinary | self._special) + 1  # ids may leave holes
         self.bos = special[BOS]
         self.eos = special[EOS]
         self.image_start = special[IMAGE_START]

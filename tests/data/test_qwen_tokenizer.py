@@ -98,6 +98,17 @@ def test_vocab_and_merges(tmp_path):
     assert again.fingerprint == tokenizer.fingerprint
 
 
+def test_ids_with_holes_are_all_below_the_size_of_the_vocabulary(tmp_path):
+    names = (END_OF_TEXT, BOS, EOS, IMAGE_START, IMAGE_END)  # first, and in vocab.json itself
+    letters = map(chr, range(97, 123))
+    vocab = {word: i for i, word in enumerate((*names, *letters))}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = BpeTokenizer(qwen_tokenizer.from_folder(tmp_path))
+    assert tokenizer.encode("z") == [30] and tokenizer.bos == 1
+    assert tokenizer.vocab_size == 31
+
+
 def test_folders_that_do_not_do(tmp_path):
     with pytest.raises(DataError, match="no tokenizer.json, and no vocab.json"):
         qwen_tokenizer.from_folder(tmp_path)
