@@ -138,10 +138,13 @@ def describe(config: Config, sample: int = 1000, split: Split = "train") -> dict
       split: "eval" looks at `data.eval_sources`.
 
     Raises:
-      DataError: a source cannot be opened, nothing fits a pack; under `data.strict`, a record.
+      DataError: there is no such split, a source cannot be opened, no record can be measured; under
+        `data.strict`, a record cannot be used, or nothing fits a pack.
     """
     data = config.data
     sources = data.sources if split == "train" else data.eval_sources
+    if not sources:
+        raise DataError("data.eval_sources is empty: there is no held-out split to look at")
     rows = Rows(config, sources, split, Dropout())
     drawn = rows.lengths(0)
     good_N = (drawn.length_Nx3 != BAD).all(axis=1)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from process_gen.core.configs import from_mapping
-from process_gen.core.errors import GrammarError
+from process_gen.core.errors import DataError, GrammarError
 from process_gen.core.trajectory import Step, Trajectory
 from process_gen.data.pipeline import train_dataset
 from process_gen.data.statistics import Contents, describe, distribution, speed, verdict
@@ -69,6 +69,11 @@ def test_what_cannot_be_used_is_not_counted():
     contents.add(Trajectory("a dot", steps=(Step(PLAN, IMAGE, "fine"),)), "all")
     summary = contents.summary()
     assert summary["steps"]["histogram"] == {"1": 1} and summary["verdicts"] == {"approved": 1}
+
+
+def test_a_split_that_there_is_not():
+    with pytest.raises(DataError, match="data.eval_sources is empty"):
+        describe(config(), split="eval")
 
 
 def test_speed():
