@@ -141,7 +141,7 @@ def read_manifest(folder: str, strict: bool = True) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder} is not a trajectory folder: {error!r}") from error
-    if wrong := _wrong_manifest(manifest):
+    if wrong := wrong_manifest(manifest):
         raise DataError(f"{path}: {wrong}")
     for shard in manifest["shards"] if strict else ():
         if wrong := _wrong_size(path.parent / shard["file"], shard["bytes"]):
@@ -149,10 +149,14 @@ def read_manifest(folder: str, strict: bool = True) -> dict[str, Any]:
     return manifest
 
 
-def _wrong_manifest(manifest: Any) -> str:
+def wrong_manifest(manifest: Any, formats: Sequence[int] = (DEALT, CONSECUTIVE)) -> str:
     """What is wrong with a decoded manifest, which a stranger may have written; empty if nothing.
 
     Files are plain names, so that a folder reads nothing outside of it.
+
+    Args:
+      manifest: any JSON value.
+      formats: those that the caller reads.
     """
 
     def whole(value: Any) -> bool:
@@ -161,8 +165,8 @@ def _wrong_manifest(manifest: Any) -> str:
     if not isinstance(manifest, dict):
         return "no JSON object"
     kind = manifest.get("format")
-    if kind not in (DEALT, CONSECUTIVE) or isinstance(kind, bool):
-        return f"folder format {kind!r}; this code reads {DEALT} and {CONSECUTIVE}"
+    if kind not in formats or isinstance(kind, bool):
+        return f"folder format {kind!r}; this code reads {' and '.join(map(str, formats))}"
     shards = manifest.get("shards")
     if not whole(manifest.get("count")) or not isinstance(shards, list) or not shards:
         return "'count' is no whole number, or 'shards' no list of files"

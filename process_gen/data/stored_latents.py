@@ -25,7 +25,12 @@ from process_gen.core.configs import Config, SourceConfig
 from process_gen.core.errors import DataError
 from process_gen.core.grammar import Kind, Segment
 from process_gen.core.trajectory import Trajectory
-from process_gen.data.builders import MANIFEST, folder_fingerprint, read_manifest
+from process_gen.data.builders import (
+    MANIFEST,
+    folder_fingerprint,
+    read_manifest,
+    wrong_manifest,
+)
 from process_gen.data.pictures import picture_rule
 
 FOLDER = "latents"
@@ -85,15 +90,17 @@ def read_latents_manifest(folder: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_bytes())
+        if wrong := wrong_manifest(manifest, (FORMAT,)):
+            raise DataError(f"{path}: {wrong}; delete its folder")
         Key(**manifest["key"])
-        if manifest["format"] != FORMAT:
-            raise DataError(f"{path}: format {manifest['format']!r}; this code reads {FORMAT}")
         for shard in manifest["shards"]:
             file = path.parent / shard["file"]
             if (size := file.stat().length) != shard["bytes"]:
                 raise DataError(f"{file} has {size} bytes, its manifest says {shard['bytes']}")
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except DataError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged: {error!r}; delete its folder") from error
     return manifest
 
@@ -143,18 +150,20 @@ class StoredLatents:
                 f"with {COMMAND}, or set data.stored_latents=False"
             )
         shards = manifest["shards"]
-        self._count = sum(shard["count"] for shard in shards)
-        if self._count != manifest["count"]:
+        count = sum(shard["count"] for shard in shards)
+        if count != manifest["count"]:
             raise DataError(
-                f"{folder} holds the latents of {self._count} of {manifest['count']} trajectories; "
+                f"{folder} holds the latents of {count} of {manifest['count']} trajectories; "
                 f"{COMMAND} goes on where it stopped"
             )
-        paths = [str(epath.Path(folder) / FOLDER / shard["file"]) for shard in shards]
-        self._records = ArrayRecordDataSource(paths)
-
-    def __len__(self) -> int:
-        """Number of trajectories."""
-        return self._count
+        where = epath.Path(folder) / FOLDER
+        try:
+            self._records = ArrayRecordDataSource([str(where / shard["file"]) for shard in shards])
+            held = len(self._records)
+        except Exception as error:  # ArrayRecord's native reader raises bare RuntimeError.
+            raise DataError(f"{where} is damaged: {error}; delete it") from error
+        if held != count:
+            raise DataError(f"{where} holds {held} records, its manifest says {count}; delete it")
 
     def __getitem__(self, index: int) -> list[np.ndarray]:
         """Moments of the pictures of trajectory `index`, ``float32[rows, columns, 2P]``.
