@@ -115,7 +115,7 @@ class Augmented:
 
         Args:
           source: of the trajectories as they are.
-          names: of `AUGMENTATIONS`, applied in this order.
+          names: of `AUGMENTATIONS`, in any order.
           tokens: length of a text, for the longest choice.
 
         Raises:
@@ -125,7 +125,8 @@ class Augmented:
             known = ", ".join(AUGMENTATIONS)
             raise DataError(f"unknown augmentation {unknown[0]!r}; known: {known}")
         self._source, self._tokens = source, tokens
-        self._changes = [AUGMENTATIONS[name] for name in names]
+        # Words before pictures: what is done to pictures depends on what the texts say in the end.
+        self._changes = sorted((AUGMENTATIONS[name] for name in names), key=lambda x: x.repaints)
         self.fingerprint = f"{source.fingerprint}+{'+'.join(names)}"
         self.fresh = source.fresh
         self.supervise: Supervise = source.supervise

@@ -110,6 +110,18 @@ def test_a_source_keeps_its_trajectories_and_shows_the_longest():
         Augmented(One(ASKED), ("rotate",), len)
 
 
+def test_pictures_are_changed_by_what_the_texts_say_in_the_end():
+    sided = dataclasses.replace(ASKED, metadata={"wordings": [["what?", "what is on the left?"]]})
+    for names in (("flip", "rephrase"), ("rephrase", "flip")):
+        source = Augmented(One(sided), names, len)
+        made = [source.drawn(0, np.random.default_rng(i)) for i in range(60)]
+        for trajectory in made:
+            if "left" in trajectory.prompt:
+                assert trajectory.turns[1].image is IMAGE
+        assert any("left" in t.prompt for t in made)
+        assert any(t.turns[1].image is not IMAGE for t in made)
+
+
 def test_strokes_are_mirrored_only_without_a_place():
     source = build_source(SourceConfig("strokes"), 0)
     paintings = [source[i] for i in range(60)]
