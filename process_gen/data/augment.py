@@ -62,22 +62,45 @@ def flip(rng: np.random.Generator, trajectory: Trajectory) -> Trajectory:
     )
 
 
-def _reworded(trajectory: Trajectory, choose: Callable[[Sequence[str]], str]) -> Trajectory:
+def _asked(trajectory: Trajectory) -> list[int]:
+    """The turns in which the user says something."""
+    return [i for i, turn in enumerate(trajectory.turns) if turn.text and not turn.by_model]
+
+
+def wordings_of(trajectory: Trajectory) -> Sequence[Sequence[str]]:
+    """The choices for each text of the user; empty where the metadata holds none.
+
+    Raises:
+      DataError: what it holds is something else, for anybody may have written it.
+    """
     wordings = trajectory.metadata.get(WORDINGS)
     if not wordings:
-        return trajectory
-    said = [i for i, turn in enumerate(trajectory.turns) if turn.text and not turn.by_model]
-    if len(wordings) != (len(said) or 1) or not all(
-        isinstance(choices, (list, tuple)) and choices and all(isinstance(x, str) for x in choices)
-        for choices in wordings
+        return ()
+    count = len(_asked(trajectory)) or 1
+    if (
+        not isinstance(wordings, (list, tuple))
+        or len(wordings) != count
+        or not all(
+            isinstance(choices, (list, tuple))
+            and choices
+            and all(isinstance(text, str) and text.strip() for text in choices)
+            for choices in wordings
+        )
     ):
         raise DataError(
-            f"metadata {WORDINGS!r} must hold a list of texts for each text of the user, "
-            f"of which there are {len(said) or 1}"
+            f"metadata {WORDINGS!r} must hold a list of texts, none of them empty, for each text "
+            f"of the user, of which there are {count}"
         )
+    return wordings
+
+
+def _reworded(trajectory: Trajectory, choose: Callable[[Sequence[str]], str]) -> Trajectory:
+    wordings = wordings_of(trajectory)
+    if not wordings:
+        return trajectory
     words = [choose(choices) for choices in wordings]
     turns = list(trajectory.turns)
-    for i, text in zip(said, words, strict=False):
+    for i, text in zip(_asked(trajectory), words, strict=False):
         turns[i] = dataclasses.replace(turns[i], text=text)
     return dataclasses.replace(trajectory, prompt=words[0], turns=tuple(turns))
 

@@ -7,12 +7,12 @@ what it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from process_gen.core.errors import DataError
 from process_gen.core.trajectory import Trajectory, Turn, encode_png
-from process_gen.data.augment import WORDINGS
+from process_gen.data.augment import wordings_of
 from process_gen.data.skips import Skips, Unusable
 
 
@@ -36,6 +36,13 @@ def _wrong(trajectory: Trajectory, wanted: str) -> Unusable:
     return Unusable("form", f"{trajectory.mode} {trajectory.prompt[:60]!r} is not {wanted}")
 
 
+def _wordings(trajectory: Trajectory) -> Sequence[Sequence[str]]:
+    try:
+        return wordings_of(trajectory)
+    except DataError as error:
+        raise Unusable("column", str(error)) from error
+
+
 def _bagel_edit(trajectory: Trajectory) -> dict[str, Any]:
     turns = _turns(trajectory)
     edits = (len(turns) - 1) // 2
@@ -44,7 +51,7 @@ def _bagel_edit(trajectory: Trajectory) -> dict[str, Any]:
     said = [[turn.text] for turn in turns if turn.text is not None]
     return {
         "image_list": [encode_png(turn.image) for turn in turns if turn.image is not None],
-        "instruction_list": trajectory.metadata.get(WORDINGS) or said,
+        "instruction_list": _wordings(trajectory) or said,
     }
 
 
@@ -66,7 +73,7 @@ def _thinkmorph(trajectory: Trajectory) -> dict[str, Any]:
 def _t2i(trajectory: Trajectory) -> dict[str, Any]:
     if trajectory.mode != "one_shot" or trajectory.final_image is None:
         raise _wrong(trajectory, "a prompt and a picture")
-    choices = (trajectory.metadata.get(WORDINGS) or [[trajectory.prompt]])[0]
+    choices = (_wordings(trajectory) or [[trajectory.prompt]])[0]
     captions = {f"caption_{i}": text for i, text in enumerate(choices)}
     image = encode_png(trajectory.final_image)
     return {"image": image, "captions": json.dumps(captions, ensure_ascii=False)}

@@ -77,7 +77,10 @@ def test_wordings_are_drawn():
     assert rephrase(np.random.default_rng(0), one_shot).prompt == "b"
 
 
-@pytest.mark.parametrize("wordings", [[["a"], ["b"]], [[]], [[1]], ["a"], [None]])
+MALFORMED = [[["a"], ["b"]], [[]], [[1]], ["a"], [None], 5, {"a": 1}, "a", [[" "]]]
+
+
+@pytest.mark.parametrize("wordings", MALFORMED)
 def test_malformed_wordings_are_refused(wordings):
     broken = dataclasses.replace(ASKED, metadata={"wordings": wordings})
     with pytest.raises(DataError, match="wordings"):

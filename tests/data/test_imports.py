@@ -9,7 +9,7 @@ import pytest
 
 from process_gen.core.configs import SourceConfig, from_mapping
 from process_gen.core.errors import ConfigError, DataError
-from process_gen.core.trajectory import decode_image, refine_command, same
+from process_gen.core.trajectory import Trajectory, decode_image, refine_command, same
 from process_gen.data import parquet_rows
 from process_gen.data.builders import TrajectoryFolder, write_folder
 from process_gen.data.exports import export_rows
@@ -206,6 +206,21 @@ def test_what_a_layout_cannot_express_is_counted():
         assert skips.counts == {"form": 1} and "data, record 0" in skips.examples[0]
     with pytest.raises(DataError, match="is not a picture and edits"):
         list(export_rows("bagel_edit", [strokes[0]], "data", Skips(strict=True)))
+
+
+ONE_SHOT = Trajectory("blue", mode="one_shot", final_image=foreign.picture(8))
+EDIT = dataclasses.replace(ONE_SHOT, mode="edit", inputs=(foreign.picture(8),))
+
+
+@pytest.mark.parametrize("wordings", [5, "a", {"a": 1}, [1], [["a"], ["b"]], [[1]], [[" "]]])
+@pytest.mark.parametrize(("name", "good"), [("bagel_edit", EDIT), ("t2i", ONE_SHOT)])
+def test_wordings_that_are_none_cost_their_row(name, good, wordings):
+    bad = dataclasses.replace(good, metadata={"wordings": wordings})
+    several = dataclasses.replace(good, metadata={"wordings": [["blue", "azure"]]})
+    skips = Skips()
+    rows = list(export_rows(name, [good, bad, several], "data", skips))
+    assert len(rows) == 2 and "azure" in str(rows[1]) and skips.counts == {"column": 1}
+    assert "data, record 1: metadata 'wordings'" in skips.examples[0]
 
 
 # ---- what cannot be used -------------------------------------------------------------------------
