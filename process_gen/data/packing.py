@@ -37,6 +37,18 @@ CACHE_VERSION = 2
 BAD = -1
 _KEPT_REASONS = 100
 _KEPT_FILES = 512  # in the cache; the oldest are removed
+# Modules here that say which trajectory an index means, what it holds and how long that is.
+_DECIDING = (
+    "augment",
+    "builders",
+    "images",
+    "packing",
+    "pictures",
+    "rows",
+    "sources",
+    "tfds_builders",
+    "tokenizer",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +139,7 @@ def _code_key() -> str:
     """Hash of the code that decides lengths: the cache of an edited checkout is never believed."""
     package = Path(__file__).parent.parent
     files = [*(package / "core").glob("*.py"), *(package / "strokes").glob("*.py")]
-    files += [package / "data" / f"{name}.py" for name in ("augment", "fitting", "packing")]
+    files += [package / "data" / f"{name}.py" for name in _DECIDING]
     return digest([hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)])
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from process_gen.core.configs import GrammarConfig
 from process_gen.core.errors import DataError
 from process_gen.core.grammar import to_segments
 from process_gen.core.trajectory import Step, Trajectory
+from process_gen.data import packing
 from process_gen.data.packing import (
     BAD,
     cache_dir,
@@ -209,3 +212,30 @@ def test_a_repaired_record_is_measured_again(tmp_path, monkeypatch):
     again = cached_lengths(source, 0, 8, grammar, tokenizer, SIZES)
     np.testing.assert_array_equal(again.length_Nx3, whole.length_Nx3)
     assert source.reads == reads + 2
+
+
+@pytest.mark.parametrize(
+    ("edited", "known"),
+    [
+        ("core/batch.py", False),
+        ("strokes/plans.py", False),
+        ("data/augment.py", False),
+        ("data/builders.py", False),
+        ("data/images.py", False),
+        ("data/pictures.py", False),
+        ("data/sources.py", False),
+        ("data/tokenizer.py", False),
+        ("data/fitting.py", True),  # partner: how packs are filled decides no length
+    ],
+)
+def test_lengths_are_those_of_the_code_that_measured_them(tmp_path, monkeypatch, edited, known):
+    package = Path(packing.__file__).parent.parent
+    for part in ("core", "strokes", "data"):
+        (tmp_path / part).mkdir()
+        for file in (package / part).glob("*.py"):
+            shutil.copy(file, tmp_path / part)
+    monkeypatch.setattr(packing, "__file__", str(tmp_path / "data" / "packing.py"))
+    before = packing._code_key()
+    with (tmp_path / edited).open("a") as file:
+        file.write("#")
+    assert (packing._code_key() == before) == known
