@@ -121,8 +121,8 @@ def _raw_type(pa: Any, kind: Any) -> Any:
 def read_parquet(source: str, columns: Sequence[str], skips: Skips) -> Iterator[Row]:
     """Rows of a file or of the parquet files of a folder, streamed by row group.
 
-    A file or a row group that cannot be read is left out; what a footer says of its rows is
-    counted, a file without a footer counts as one.
+    A file or a row group that cannot be read is left out, and so is a file with none of the
+    columns; what a footer says of its rows is counted, a file without a footer counts as one.
 
     Args:
       source: file or folder.
@@ -142,6 +142,11 @@ def read_parquet(source: str, columns: Sequence[str], skips: Skips) -> Iterator[
                 skips.add(path.name, f"not a whole parquet file: {error}", "file")
                 continue
             wanted = [x for x in parquet.schema_arrow.names if x in columns]
+            if not wanted:
+                if (rows := parquet.metadata.num_rows) > 0:
+                    what = "none of the columns that the format has (docs/imports.md)"
+                    skips.add(path.name, what, "column", rows)
+                continue
             first = 0
             for group in range(parquet.num_row_groups):
                 count, done = parquet.metadata.row_group(group).num_rows, 0
@@ -150,7 +155,7 @@ def read_parquet(source: str, columns: Sequence[str], skips: Skips) -> Iterator[
                     for batch in batches:
                         raw = [x.cast(_raw_type(pa, x.type)) for x in batch.columns]
                         cells = [x.to_pylist() for x in raw]
-                        for values in zip(*cells, strict=True) if cells else ():
+                        for values in zip(*cells, strict=True):
                             where = f"{path.name}, row {first + done}"
                             done += 1
                             yield Row(where, dict(zip(batch.schema.names, values, strict=True)))

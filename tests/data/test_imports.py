@@ -347,6 +347,20 @@ def test_a_cut_file_is_counted_and_what_can_be_read_is_read(tmp_path, kind, shar
         list(import_rows(name, str(tmp_path), Skips(strict=True), options))
 
 
+@pytest.mark.parametrize("name", ["bagel_edit", "thinkmorph", "t2i", "genref", "vlm_sft"])
+def test_a_file_without_any_of_the_columns_costs_its_rows(tmp_path, name):
+    import pyarrow as pa
+
+    foreign.write_parquet(tmp_path / "a.parquet", {"x": pa.int64()}, [{"x": 1}] * 5)
+    made, skips = read(name, tmp_path)
+    assert not made and skips.counts == {"column": 5}
+    assert skips.examples[0].startswith("a.parquet: none of the columns")
+    with pytest.raises(DataError, match="none of the columns.*without strict"):
+        list(import_rows(name, str(tmp_path), Skips(strict=True)))
+    foreign.write_parquet(tmp_path / "a.parquet", {"x": pa.int64()}, [])
+    assert not read(name, tmp_path)[1].counts  # nothing is left out
+
+
 def test_a_damaged_row_group_costs_its_rows(tmp_path):
     foreign.write_edits(tmp_path / "a.parquet", [edit() for _ in range(12)])
     data = bytearray((tmp_path / "a.parquet").read_bytes())
