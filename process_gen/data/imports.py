@@ -7,8 +7,8 @@
     vlm_sft      JSON lines: conversations (from human / gpt), image (a path or several)
     genref       tar, JSON, JSON lines or parquet: a bad picture, a good one, and what to change
 
-Which names were read in the other projects' code stands in docs/data.md. A row that cannot be used
-is counted with its place and reason (`skips.Skips`), or is an error where that is asked for.
+Which names were read in the other projects' code stands in docs/imports.md. A row that cannot be
+used is counted with its place and reason (`skips.Skips`), or is an error where that is asked for.
 """
 
 from __future__ import annotations
@@ -168,18 +168,26 @@ def _published(read: _Reader) -> tuple[str, list[str], list[Image]]:
     answer = row.text("answer")
     problem = read.picture(row.blob("problem_image_0"), "problem_image_0")
     images, thoughts = [problem], []
-    while f"resoning_thought_{len(thoughts)}" in row.cells:  # so spelt
+    # In a table a shorter row has empty cells where a longer one has further thoughts.
+    while row.cells.get(f"resoning_thought_{len(thoughts)}") is not None:  # so spelt
         number = len(thoughts)
         thoughts.append(row.text(f"resoning_thought_{number}"))
         if row.cells.get(name := f"reasoning_image_{number}") is not None:
+            if len(images) != number + 1:
+                raise Unusable("column", f"{name}, but an earlier thought has no picture")
             images.append(read.picture(row.blob(name), name))
+    if not thoughts:
+        raise Unusable("column", "the column 'resoning_thought_0' is missing or empty")
+    if len(thoughts) >= MAX_PICTURES:  # further ones would stand in columns that are not read
+        raise Unusable("column", f"{MAX_PICTURES} thoughts or more")
+    filled = sum(row.cells.get(name) is not None for name in _THOUGHTS)
+    if filled > len(thoughts) + len(images) - 1:
+        raise Unusable("column", f"thoughts or pictures after the last of {len(thoughts)} thoughts")
     texts = [f"<think>{thought}</think>" for thought in thoughts]
     for i in range(len(images) - 1):
         texts[i] += "<image_start>"
         if i + 1 < len(texts):
             texts[i + 1] = "<image_end>" + texts[i + 1]
-    if not texts:
-        raise Unusable("column", "no column 'resoning_thought_0'")
     texts[-1] += f"<answer>{answer}</answer>"
     return row.text("question"), texts, images
 
@@ -303,7 +311,9 @@ class Format(NamedTuple):
     supervise: Supervise = "all"
 
 
-_THOUGHTS = tuple(f"{x}_{i}" for x in ("resoning_thought", "reasoning_image") for i in range(8))
+_THOUGHTS = tuple(
+    f"{x}_{i}" for i in range(MAX_PICTURES) for x in ("resoning_thought", "reasoning_image")
+)
 _PAIR = ("good_image", "bad_image", "src_img", "src_img.bytes", "edited_img", "edited_img.bytes")
 FORMATS = {
     "bagel_edit": Format(("image_list", "instruction_list"), _bagel_edit),

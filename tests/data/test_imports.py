@@ -79,6 +79,56 @@ def test_thoughts_as_published(tmp_path):
     ]
 
 
+def write_published(path, *rows):
+    """Rows as thoughts and the numbers of those with a picture, in one table; None is a null."""
+    import pyarrow as pa
+
+    most = max(len(thoughts) for thoughts, _ in rows)
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = {"question": pa.string(), "answer": pa.string(), "problem_image_0": image}
+    columns |= {f"resoning_thought_{i}": pa.string() for i in range(most)}
+    columns |= {f"reasoning_image_{i}": image for i in range(most)}
+    shown = {"bytes": foreign.encoded(foreign.picture(8)), "path": None}
+    cells = [
+        {"question": "which?", "answer": "B", "problem_image_0": shown}
+        | {f"resoning_thought_{i}": thought for i, thought in enumerate(thoughts)}
+        | {f"reasoning_image_{i}": shown for i in pictures}
+        for thoughts, pictures in rows
+    ]
+    foreign.write_parquet(path, columns, cells)
+
+
+def test_thoughts_as_published_are_of_any_number(tmp_path):
+    rows = [(["a"], []), (["a", "b"], [0]), (list("abcdefghij"), range(10))]
+    write_published(tmp_path / "a.parquet", *rows)
+    made, skips = read("thinkmorph", tmp_path)
+    assert not skips.counts
+    assert made[0].text == "<think>a</think><answer>B</answer>"
+    for trajectory, (thoughts, pictures) in zip(made[1:], rows[1:], strict=True):
+        said = [t.text for t in trajectory.turns if t.by_model and t.text]
+        assert [text.split("think>")[1][:-2] for text in said] == thoughts
+        assert [text.endswith("<answer>B</answer>") for text in said].index(True) == len(said) - 1
+        assert sum(t.by_model and t.image is not None for t in trajectory.turns) == len(pictures)
+
+
+@pytest.mark.parametrize(
+    ("thoughts", "pictures", "reason"),
+    [
+        ([None, "b"], [], "'resoning_thought_0' is missing or empty"),
+        (["a", None, "c"], [], "thoughts or pictures after the last of 1 thoughts"),
+        (["a", None], [0, 1], "thoughts or pictures after the last of 1 thoughts"),
+        (["a", "b"], [1], "reasoning_image_1, but an earlier thought has no picture"),
+        (["a"] * 64, [], "64 thoughts or more"),
+        (["a"] * 65, [], "64 thoughts or more"),
+    ],
+)
+def test_thoughts_that_are_not_in_order(tmp_path, thoughts, pictures, reason):
+    write_published(tmp_path / "a.parquet", (thoughts, pictures), (["a", "b"], [0]))
+    made, skips = read("thinkmorph", tmp_path)
+    assert len(made) == 1 and skips.counts == {"column": 1}
+    assert skips.examples[0].startswith("a.parquet, row 0: ") and reason in skips.examples[0]
+
+
 def test_captions(tmp_path):
     texts = ['{"a": "one dot", "b": "a single dot", "c": " "}', '{"a": "two"}']
     foreign.write_captions(tmp_path / "a.parquet", texts)

@@ -382,7 +382,7 @@ def parquet(folder: Path) -> Call:
         else:
             name = rng.choice(("bagel_edit", "thinkmorph", "t2i", "genref"))
             columns = {}
-            for column in FORMATS[name].columns:
+            for column in FORMATS[name].columns[:24]:  # of numbered ones the first
                 if rng.random() < 0.8:
                     columns[column] = pa.array([rng.choice(cells)])
             table = pa.table(columns or {"x": [1]})
