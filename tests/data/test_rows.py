@@ -175,7 +175,7 @@ def test_rejected_and_unfinished_paintings_are_no_pairs(tmp_path):
 # ---- augmentations -------------------------------------------------------------------------------
 
 
-def test_augmented_sources_draw_anew_each_epoch_and_resume(tmp_path):
+def test_augmented_sources_draw_anew_each_epoch(tmp_path):
     asked = paintings(6, "strokes_one_shot")
     write_folder(str(tmp_path / "data"), asked)
 
@@ -191,6 +191,8 @@ def test_augmented_sources_draw_anew_each_epoch_and_resume(tmp_path):
     assert plan != other
     for a, b in zip(flipped, again, strict=True):
         assert np.array_equal(a.latent_BxGxP, b.latent_BxGxP)
+    pairs = zip(plain, flipped, strict=True)
+    assert any(not np.array_equal(a.latent_BxGxP, b.latent_BxGxP) for a, b in pairs)
     pixels = [np.sort(x.latent_BxGxP, axis=None) for x in (*plain, *flipped)]
     assert all(np.array_equal(pixels[0], x) for x in pixels)  # the same pixels, elsewhere
     places = {x.latent_BxGxP.tobytes() for x in flipped}

@@ -18,7 +18,7 @@ from process_gen.data.stalls import Watch
 
 
 @pytest.fixture
-def stuck(monkeypatch):
+def stuck(monkeypatch, tmp_path):
     """A kind of source whose reads hang until the test is over; `state.at` says which ones."""
     state = threading.Event()
     state.at = {"read", "outline", "open"}
@@ -39,7 +39,8 @@ def stuck(monkeypatch):
 
     def build(config, seed, split):
         wait("open")
-        return Stuck([None] * config.size, config.path, "stuck", "all")
+        # Of this test alone: threads that an earlier one let go fill the cache of the next.
+        return Stuck([None] * config.size, config.path, str(tmp_path), "all")
 
     monkeypatch.setitem(sources.KINDS, "stuck", build)
     yield state
