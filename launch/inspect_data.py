@@ -37,12 +37,11 @@ from process_gen.data.rows import Order, Rows
 from process_gen.data.sources import Split
 
 
-def sections(found: Mapping[str, Any], config: Config, rows: Rows | None, packs: int) -> list[Any]:
+def sections(found: Mapping[str, Any], rows: Rows | None, packs: int) -> list[Any]:
     """The parts of the page.
 
     Args:
       found: from `data.statistics.describe`.
-      config: that it was found for.
       rows: to draw packs of; None where nothing fits a pack.
       packs: how many are drawn.
     """
@@ -191,7 +190,7 @@ def write_page(
         plan = rows.plan(0)
         pairs = [pair for number in range(min(len(plan), show)) for pair in plan[number]][:show]
         samples = [rows.sources[source][index] for source, index in pairs]
-    made = sections(found, config, rows, packs)
+    made = sections(found, rows, packs)
     write_report(path, samples, title="Training data", sections=made)
 
 

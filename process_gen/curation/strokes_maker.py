@@ -62,10 +62,6 @@ class StrokesPrompts:
         self._size, self._seed = size, seed
         self.fingerprint = f"strokes:{seed}:{sorted(weights.items())}"
 
-    def __len__(self) -> int:
-        """Number of prompts."""
-        return self._size
-
     def __getitem__(self, index: int) -> Requirement:
         """A requirement in GenEval's schema."""
         if not 0 <= index < self._size:

@@ -236,7 +236,7 @@ def shares(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
 
 
 def draw(
-    sources: Sequence[Sized], weights: Sequence[float], seed: int, epoch: int, shuffle: bool = True
+    sources: Sequence[Sized], weights: Sequence[float], seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The trajectories of an epoch in order: ``(source_N, index_N)``, int64.
 
@@ -253,7 +253,7 @@ def draw(
             for turn in np.unique(at_N // size):
                 here_N = at_N // size == turn
                 order_N = np.random.default_rng([seed, 1, number, int(turn)]).permutation(size)
-                at_N[here_N] = order_N[at_N[here_N] % size] if shuffle else at_N[here_N] % size
+                at_N[here_N] = order_N[at_N[here_N] % size]
         runs.append(np.stack([np.full(count, number), at_N]))
     both_2xN = np.concatenate(runs, axis=1).astype(np.int64)
     mixed_N = np.random.default_rng([seed, 2, epoch]).permutation(both_2xN.shape[1])

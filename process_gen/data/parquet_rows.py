@@ -7,7 +7,7 @@ so that wrong UTF-8 costs the row it stands in and not the file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -232,13 +232,3 @@ class ParquetWriter:
         info = {str(self._path): {"num_row_groups": self.groups}}
         beside = self._path.parent / f"{self._path.name}.info.json"
         beside.write_text(json.dumps(info, indent=1) + "\n")
-
-
-def write_parquet(
-    path: str, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str], group: int = 64
-) -> int:
-    """Writes all rows; returns the number of row groups. See `ParquetWriter`."""
-    with ParquetWriter(path, columns, group) as writer:
-        for row in rows:
-            writer.write(row)
-    return writer.groups

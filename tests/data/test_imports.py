@@ -14,7 +14,7 @@ from process_gen.data import parquet_rows
 from process_gen.data.builders import TrajectoryFolder, write_folder
 from process_gen.data.exports import export_rows
 from process_gen.data.imports import FORMATS, ImportOptions, import_rows
-from process_gen.data.parquet_rows import write_parquet
+from process_gen.data.parquet_rows import ParquetWriter
 from process_gen.data.pipeline import train_dataset
 from process_gen.data.skips import Skips
 from process_gen.data.sources import build_source
@@ -237,8 +237,10 @@ def test_imported_exported_and_imported_is_the_same(tmp_path, name):
     write_folder(str(tmp_path / "data"), first, shards=2)
     folder = TrajectoryFolder(str(tmp_path / "data"))
     skips = Skips()
-    rows = list(export_rows(name, folder, "data", skips))
-    groups = write_parquet(str(tmp_path / "out.parquet"), rows, COLUMNS[name], group=2)
+    with ParquetWriter(str(tmp_path / "out.parquet"), COLUMNS[name], group=2) as writer:
+        for row in export_rows(name, folder, "data", skips):
+            writer.write(row)
+    groups = writer.groups
     assert groups == -(-len(first) // 2) and not skips.counts
     info = json.loads((tmp_path / "out.parquet.info.json").read_text())
     assert info == {str(tmp_path / "out.parquet"): {"num_row_groups": groups}}
