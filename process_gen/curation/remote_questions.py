@@ -8,7 +8,6 @@ the body of a response becomes a value. A response that does not fit raises `Unf
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 import functools
 import hashlib
@@ -19,7 +18,6 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image as PILImage
 
-from process_gen.core.errors import TrajectoryError
 from process_gen.core.trajectory import Image, decode_image, encode_png
 from process_gen.curation.remote_account import Usage
 from process_gen.curation.remote_options import RemoteOptions
@@ -252,7 +250,7 @@ class PictureQuestion:
         """
         try:
             image = decode_image(base64.b64decode(answer, validate=True))
-        except (binascii.Error, TypeError, ValueError, TrajectoryError) as error:
+        except (TypeError, ValueError) as error:
             raise Unfit("bad picture", str(error)) from None
         longest = max(image.shape[:2])
         if not options.longest_side or longest <= options.longest_side:

@@ -68,7 +68,7 @@ def open_site(job: Job, folder: str) -> Iterator[Site]:
         yield Site(folder, [], job.items, manifest)
         return
     if not (target / BUILD).exists():
-        left = [path for path in target.iterdir()] if target.exists() else []
+        left = list(target.iterdir()) if target.exists() else []
         if any(not path.name.startswith(UNFINISHED) for path in left):
             raise DataError(f"{folder} is not empty; give a new folder")
         target.mkdir(parents=True, exist_ok=True)

@@ -126,8 +126,7 @@ def find_conflict(
     story, canvas = as_story(groups, before)
     if story is None:
         return Failed("an earlier plan contradicts the prompt")
-    for entry in change.gone:
-        canvas = {number: kept for number, kept in canvas.items() if kept != entry}
+    canvas = {number: entry for number, entry in canvas.items() if entry not in change.gone}
     for item, holds in change.new:
         if holds and _group_of(groups, item) is not None:
             return Failed("a placeholder of a kind that the prompt asks for", fault="conflict")

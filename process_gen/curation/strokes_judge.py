@@ -91,9 +91,7 @@ class OracleJudge:
             return Failed("marks that are no object", fault="misalignment")
         if len(found) > self.max_faults:
             return Failed("too many faults in one sketch", fault="misalignment")
-        older = {item.cell for item, _ in before} & {
-            item.cell for item, holds in after if (item, holds) in before
-        }
+        older = {item.cell for item, holds in after if (item, holds) in before}
         kinds = [("old " if cell in older else "") + kind for kind, cell, _ in found]
         why = " and ".join(said[0] for _, _, said in found)
         command = " and ".join(said[1] for _, _, said in found)

@@ -227,7 +227,7 @@ class Rows:
     def plan(self, epoch: int) -> Plan:
         """The plan of an epoch; made when first asked for."""
         plan = self._plans.get(epoch)
-        while plan is None:
+        if plan is None:
             with self._plan_lock:  # others may go on reading the plans that there are
                 plan = self._plans.get(epoch)
                 if plan is None:

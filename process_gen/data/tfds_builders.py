@@ -22,8 +22,8 @@ import tensorflow_datasets as tfds
 
 from process_gen.core.configs import SourceConfig
 from process_gen.core.errors import DataError
-from process_gen.core.trajectory import Trajectory, to_json
-from process_gen.data.builders import folder_fingerprint, from_line, read_manifest
+from process_gen.core.trajectory import Trajectory
+from process_gen.data.builders import folder_fingerprint, from_line, read_manifest, to_line
 from process_gen.data.sources import Source, build_source
 
 
@@ -112,7 +112,7 @@ class Trajectories(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         hashed = hashlib.sha256()
         for index in range(len(source)):
             one = source[index]
-            line = json.dumps(to_json(one), ensure_ascii=False)
+            line = to_line(one).decode()
             hashed.update(line.encode() + b"\n")
             columns = {"trajectory": line, "prompt": one.prompt, "tag": one.metadata.get("tag", "")}
             yield index, {**columns, "steps": len(one.steps)}
