@@ -3,7 +3,7 @@
     python -m launch.import_data --format=bagel_edit --source=editing/seedxedit --out=edits
     python -m launch.import_data --format=vlm_sft --source=llava.jsonl --images=images --out=answers
 
---format=NAME   bagel_edit, thinkmorph, t2i, vlm_sft or genref; docs/data.md has their columns
+--format=NAME   bagel_edit, thinkmorph, t2i, vlm_sft or genref; docs/imports.md has their columns
 --source=F      a file, or a folder of .parquet, .jsonl, .json or .tar files
 --out=DIR       new or empty folder for the shards and manifest.json
 --images=DIR    where pictures lie that rows name by path

@@ -5,7 +5,7 @@
 --config=FILE[:ARG]  what to make: data.sources, data.seed; see configs/data/
 --out=DIR            for the shards and manifest.json; new, or begun by the same command
 --workers=N          processes (1); any number gives the same bytes
---shards=N           shard files; by default one for every thousand items
+--shards=N           shard files; by default one for every 1,000 items, 200 where a model paints
 --limit=N            items to make; 0, the default, makes all
 --strict             what cannot be used is an error; otherwise it is counted and left out
 --show=N             also write samples.html with N of the trajectories
@@ -14,7 +14,7 @@
 --json               print one JSON object as the last line
 
 However it was ended, the same command goes on where it was. Train on the result with a source
-{"kind": "folder", "path": DIR}; docs/data.md describes the format, docs/curation.md the recipes.
+{"kind": "folder", "path": DIR}; docs/data.md describes the format, docs/recipes.md the recipes.
 """
 
 from __future__ import annotations

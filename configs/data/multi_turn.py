@@ -4,9 +4,9 @@
     python -m launch.make_data --config=configs/data/multi_turn.py:prompts.txt --out=/tmp/remote
 
 Without an argument the Strokes world plans, draws and judges 20,000 paintings (`--limit=N`: fewer).
-With a file of prompts (a prompt a line, or metadata JSONL) scene graphs are read from them by rule,
-and a server that speaks the OpenAI-compatible API draws and judges 2,000: SERVER below, and the
-variable OPENAI_API_KEY.
+With a file of prompts (a prompt a line, or metadata JSONL) scene graphs are read from them by rule
+where that is enough. A server that speaks the OpenAI-compatible API reads the other prompts, writes
+the steps, draws and judges 2,000: SERVER below, and the variable OPENAI_API_KEY.
 """
 
 from ml_collections import ConfigDict
