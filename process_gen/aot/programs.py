@@ -202,11 +202,11 @@ def _in_use(weights: Any, config: Config, mesh: Mesh) -> int:
     return count * jnp.dtype(config.model.dtype).itemsize // pieces
 
 
-def shard_bytes(tree: Any, kind: str = "device") -> int:
-    """Bytes of a tree on one device, or of what it keeps in its host's memory."""
+def shard_bytes(tree: Any) -> int:
+    """Bytes of a tree on one device, without what it keeps in its host's memory."""
     leaves = [x for x in jax.tree.leaves(tree) if hasattr(x, "sharding")]
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in leaves
-        if (x.sharding.memory_kind == "pinned_host") == (kind == "host")
+        if x.sharding.memory_kind != "pinned_host"
     )

@@ -18,15 +18,11 @@ class Topology(NamedTuple):
     """Slices of one kind of chip.
 
     Attributes:
-      name: such as "v5p:4x4x4".
       chip: its chips.
-      slices: slices of that shape, joined by a data centre's network.
       devices: described ones, for a mesh; one a chip.
     """
 
-    name: str
     chip: Chip
-    slices: int
     devices: list[Any]
 
 
@@ -34,6 +30,10 @@ def describe(name: str, slices: int = 1) -> Topology:
     """Reads a name: a chip, and the chips along each axis of a slice.
 
     A v5p slice that is called v5p-128 has 64 chips, for such names count cores: "v5p:4x4x4".
+
+    Args:
+      name: such as "v5p:4x4x4".
+      slices: slices of that shape, joined by a data centre's network.
 
     Raises:
       ConfigError: an unknown chip, a shape that it is not built in, or no TPU compiler.
@@ -63,4 +63,4 @@ def describe(name: str, slices: int = 1) -> Topology:
     expected = slices * math.prod(int(side) for side in found[2].split("x"))
     if len(devices) != expected:
         raise ConfigError(f"topology {name!r} has {len(devices)} devices, not one a chip")
-    return Topology(name, CHIPS[found[1]], slices, list(devices))
+    return Topology(CHIPS[found[1]], list(devices))
