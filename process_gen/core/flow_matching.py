@@ -13,7 +13,7 @@ every reported mse are in velocity units. Randomness is always an argument.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,10 @@ Renorm = Literal["none", "global", "channel", "text_channel"]
 Solver = Literal["euler", "heun", "adams", "dpm"]
 
 
-def shift_time(t: jax.Array, shift: float) -> jax.Array:
+_Times = TypeVar("_Times", jax.Array, np.ndarray)
+
+
+def shift_time(t: _Times, shift: float) -> _Times:
     """``s t / (1 + (s - 1) t)``: s > 1 moves times towards noise (Esser et al. 2403.03206, eq. 23).
 
     Maps [0, 1] onto itself and keeps both ends.
@@ -71,8 +74,7 @@ def time_grid(steps: int, shift: float, start: float = 1.0) -> np.ndarray:
     BAGEL's `num_timesteps` counts the points of this grid, one more than its steps.
     """
     first = start / (shift - (shift - 1.0) * start)  # the time that is shifted to `start`
-    even = np.linspace(first, 0.0, steps + 1)
-    return (shift * even / (1.0 + (shift - 1.0) * even)).astype(np.float32)
+    return shift_time(np.linspace(first, 0.0, steps + 1), shift).astype(np.float32)
 
 
 def _beside(t: jax.Array, x: jax.Array) -> jax.Array:
