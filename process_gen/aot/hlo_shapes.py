@@ -97,5 +97,5 @@ def _stablehlo(text: str) -> list[Buffer]:
 def _buffer(dtype: str, dims: list[str]) -> Buffer:
     shape = tuple(int(size) for size in dims)
     bits = _BITS.match(dtype)  # pred and token have no number
-    width = 1.0 if bits is None else max(int(bits.group(1)), 8 if dtype == "i1" else 1) / 8
+    width = 1.0 if bits is None or dtype == "i1" else int(bits.group(1)) / 8
     return Buffer(shape, dtype, int(np.prod(shape, dtype=np.int64) * width))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
 
 from process_gen.core import axes
 from process_gen.kernels.key_block import Attention, KeyBlock
-from process_gen.sharding.rules import partition_spec
+from process_gen.sharding.rules import fit, partition_spec
 
 
 def per_shard(implementation: Attention) -> Attention:
@@ -33,11 +31,10 @@ def per_shard(implementation: Attention) -> Attention:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1 or mesh.manual_axes:
             return implementation(q_BxSxHxDh, order_BxS, blocks)
-        rows, queries, heads = partition_spec((axes.BATCH, axes.SEQUENCE, axes.KV_HEADS))
-        b, s, _, _ = q_BxSxHxDh.shape
-        rows, queries = _if_divides(mesh, rows, b), _if_divides(mesh, queries, s)
         # A shard must hold whole groups: so many key heads, and the query heads that use them.
-        heads = _if_divides(mesh, heads, blocks[0].k_BxSxKxDh.shape[2])
+        sizes = (*q_BxSxHxDh.shape[:2], blocks[0].k_BxSxKxDh.shape[2])
+        spec = partition_spec((axes.BATCH, axes.SEQUENCE, axes.KV_HEADS))
+        rows, queries, heads = fit(spec, sizes, mesh)
         key, interval = PartitionSpec(rows, None, heads), PartitionSpec(rows)
         query = PartitionSpec(rows, queries, heads)
         return jax.shard_map(
@@ -52,11 +49,3 @@ def per_shard(implementation: Attention) -> Attention:
         )(q_BxSxHxDh, order_BxS, tuple(blocks))
 
     return sharded
-
-
-def _if_divides(mesh: Any, part: Any, size: int) -> Any:
-    """As many of the first mesh axes of a dimension as divide it; None where none does."""
-    used = part if isinstance(part, tuple) else (part,) if part else ()
-    while used and size % math.prod(mesh.shape[name] for name in used):
-        used = used[:-1]
-    return used or None

@@ -231,7 +231,7 @@ class Decoder(nnx.Module):
             before = widths[min(i + 1, self.levels - 1)]
             resample = "up" if i else ""
             setattr(self, f"up_{i}", Level(before, widths[i], cfg.blocks + 1, resample, rngs=rngs))
-        self.norm_out = GroupNorm(cfg.channels * cfg.multipliers[0])
+        self.norm_out = GroupNorm(widths[0])
         self.conv_out = Conv(widths[0], cfg.picture_channels, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -94,7 +94,7 @@ def _check_shape(
     """The partition as far as it divides the shape; a name must be cut by its first axis."""
     if len(names) != len(shape):
         raise ConfigError(f"weight {where} has shape {tuple(shape)} but logical axes {names}")
-    fitted = _fit(spec, shape, mesh)
+    fitted = fit(spec, shape, mesh)
     for name, part, wanted, size in zip(names, fitted, spec, shape, strict=True):
         if wanted is not None and part is None:
             first = _axes_of(wanted)[0]
@@ -109,7 +109,7 @@ def _axes_of(part: Any) -> tuple[str, ...]:
     return part if isinstance(part, tuple) else (part,) if part else ()
 
 
-def _fit(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> PartitionSpec:
+def fit(spec: PartitionSpec, shape: Sequence[int], mesh: Any) -> PartitionSpec:
     """`spec` with, in each dimension, only as many of its first axes as divide the size."""
     parts: list[Any] = []
     for part, size in zip(spec, shape, strict=True):
@@ -134,7 +134,7 @@ def token_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     """The sharding of an array [rows, tokens, ...] of a batch, as `put_batch` places it."""
     names = (axes.BATCH, axes.SEQUENCE)[: len(shape)]
     spec = partition_spec(names + (None,) * (len(shape) - len(names)))
-    return NamedSharding(mesh, PartitionSpec(spec[0], *_fit(spec, shape, mesh)[1:]))
+    return NamedSharding(mesh, PartitionSpec(spec[0], *fit(spec, shape, mesh)[1:]))
 
 
 def check_config(config: Config, mesh: Mesh) -> None:
@@ -231,7 +231,7 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     mesh = mesh_in_force()
     if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, _fit(spec, x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, fit(spec, x.shape, mesh))
 
 
 def in_use(weight: jax.Array, names: Sequence[str | None]) -> jax.Array:
