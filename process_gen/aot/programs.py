@@ -59,7 +59,9 @@ def train(config: Config, mesh: Mesh) -> Program:
     Raises:
       ConfigError: the batch or the heads cannot be dealt to the mesh.
     """
-    rules.check_config(config, mesh)
+    rules.check_rows(config.data.rows, mesh)
+    rules.check_lengths(config.data, mesh)
+    rules.check_heads(config.model, mesh)
     fns = functional.build(config.model)
     rule, schedule = optimizer.make_optimizer(config.optimizer, fns.logical_axes)
     state = state_lib.abstract_state(fns, rule, config.train.steps, mesh)
@@ -167,6 +169,7 @@ def _painting(config: Config, mesh: Mesh) -> tuple[Programs, Weights, Pool, Rows
         )
     batch, slots = sampler.batch, sampler.max_context
 
+    rules.check_heads(model, mesh)
     def by_head(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = rules.partition_spec((*[None] * (x.ndim - 3), axes.KV_HEADS))
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))

@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from process_gen.core import axes
-from process_gen.core.configs import Config
+from process_gen.core.configs import DataConfig, ModelConfig
 from process_gen.core.errors import ConfigError
 
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -137,30 +137,28 @@ def token_sharding(shape: Sequence[int], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(spec[0], *fit(spec, shape, mesh)[1:]))
 
 
-def check_config(config: Config, mesh: Mesh) -> None:
-    """Refuses a mesh that the batch or the heads of a config cannot be dealt to.
+def check_lengths(data: DataConfig, mesh: Mesh) -> None:
+    """Raises ConfigError unless each part of a pack can be dealt evenly to the mesh."""
+    for name in ("text_len", "und_len", "gen_len"):
+        _check_size(f"data.{name}", getattr(data, name), axes.SEQUENCE, mesh)
 
-    Raises:
-      ConfigError: rows, lengths of a pack or numbers of heads that the mesh does not divide.
-    """
-    check_rows(config.data.rows, mesh)
-    sizes = {
-        "data.text_len": (axes.SEQUENCE, config.data.text_len),
-        "data.und_len": (axes.SEQUENCE, config.data.und_len),
-        "data.gen_len": (axes.SEQUENCE, config.data.gen_len),
-        "model.num_heads": (axes.HEADS, config.model.num_heads),
-        # Queries of one group need its keys: half a key head is of no use to anyone.
-        "model.num_kv_heads": (axes.KV_HEADS, config.model.num_kv_heads),
-    }
-    if config.model.und_encoder == "siglip":
-        sizes["model.vit.num_heads"] = (axes.HEADS, config.model.vit.num_heads)
-    for key, (name, size) in sizes.items():
-        pieces = math.prod(mesh.shape[a] for a in RULES[name])
-        if size % pieces:
-            raise ConfigError(
-                f"{key}={size} cannot be dealt to mesh.{', mesh.'.join(RULES[name])} = {pieces} "
-                f"devices; choose a divisor of {size}, or another {key}"
-            )
+
+def check_heads(model: ModelConfig, mesh: Mesh) -> None:
+    """Raises ConfigError unless the attention's heads can be dealt evenly to the mesh."""
+    _check_size("model.num_heads", model.num_heads, axes.HEADS, mesh)
+    # Queries of one group need its keys: half a key head is of no use to anyone.
+    _check_size("model.num_kv_heads", model.num_kv_heads, axes.KV_HEADS, mesh)
+    if model.und_encoder == "siglip":
+        _check_size("model.vit.num_heads", model.vit.num_heads, axes.HEADS, mesh)
+
+
+def _check_size(key: str, size: int, name: str, mesh: Mesh) -> None:
+    pieces = math.prod(mesh.shape[a] for a in RULES[name])
+    if size % pieces:
+        raise ConfigError(
+            f"{key}={size} cannot be dealt to mesh.{', mesh.'.join(RULES[name])} = {pieces} "
+            f"devices; choose a divisor of {size}, or another {key}"
+        )
 
 
 def check_rows(rows: int, mesh: Mesh) -> None:

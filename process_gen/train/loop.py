@@ -125,7 +125,7 @@ def fit(
       TrainingError: too many updates in a row had a loss or a gradient that is not finite.
     """
     started = time.monotonic()
-    _check_rows(config, mesh)
+    _check_packs(config, mesh)
     hooks = dict(hooks or {})
     prepare = prepare or (lambda batch: rules.put_batch(batch, mesh))
     _check_best_metric(config.train.best_metric, hooks)
@@ -173,8 +173,10 @@ def fit(
                     log.close()
 
 
-def _check_rows(config: Config, mesh: Mesh) -> None:
+def _check_packs(config: Config, mesh: Mesh) -> None:
     rules.check_rows(config.data.rows, mesh)
+    # Heads need no check here: those that the mesh does not divide are left whole.
+    rules.check_lengths(config.data, mesh)
     parts, devices = config.optimizer.accumulate, rules.row_blocks(mesh)[1]
     if config.data.rows % (parts * devices):
         raise ConfigError(

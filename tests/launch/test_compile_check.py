@@ -51,6 +51,10 @@ def test_chips_are_complete():
         (("--topology=v5e:2x2", "--program=paint"), "train, denoise, decode"),
         (("--topology=v5e:2x2", "--config.mesh.tensor=3"), "does not fit 4 device"),
         (("--topology=v5e:2x2", "--config.mesh.fsdp=4", "--config.data.rows=6"), "data.rows=6"),
+        (
+            ("--topology=v5e:2x2", "--program=decode", "--config.mesh.tensor=4"),
+            "model.num_heads=2 cannot be dealt to mesh.tensor = 4",
+        ),
         ((), "--topology is missing"),
     ],
 )

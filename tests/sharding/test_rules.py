@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 
 import jax
@@ -11,7 +12,8 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from process_gen.core import axes
-from process_gen.core.configs import MeshConfig
+from process_gen.core.configs import DataConfig, MeshConfig, ModelConfig
+from process_gen.core.encoder_sizes import VitSizes
 from process_gen.core.errors import ConfigError
 from process_gen.sharding import mesh as mesh_lib
 from process_gen.sharding import rules
@@ -92,6 +94,28 @@ def test_rows_must_divide():
     rules.check_rows(8, mesh)
     with pytest.raises(ConfigError, match="data.rows=6"):
         rules.check_rows(6, mesh)
+
+
+def test_lengths_of_a_pack_must_divide():
+    mesh = AbstractMesh((1, 1, 1, 4), mesh_lib.MESH_AXES)
+    for name in ("text_len", "und_len", "gen_len"):
+        data = dataclasses.replace(DataConfig(), **{name: 82})
+        with pytest.raises(ConfigError, match=rf"data.{name}=82 .*mesh.context = 4"):
+            rules.check_lengths(data, mesh)
+        rules.check_lengths(dataclasses.replace(data, **{name: 84}), mesh)
+
+
+def test_heads_must_divide():
+    mesh = AbstractMesh((1, 1, 4, 1), mesh_lib.MESH_AXES)
+    model = ModelConfig(num_heads=8, num_kv_heads=4)
+    rules.check_heads(model, mesh)
+    for changes, said in (
+        ({"num_heads": 6, "num_kv_heads": 2}, "model.num_heads=6"),
+        ({"num_kv_heads": 2}, "model.num_kv_heads=2"),
+        ({"und_encoder": "siglip", "vit": VitSizes(num_heads=2)}, "model.vit.num_heads=2"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{said} .*mesh.tensor = 4"):
+            rules.check_heads(dataclasses.replace(model, **changes), mesh)
 
 
 def test_put_batch_and_constrain(mesh):

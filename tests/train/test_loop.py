@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 
 from process_gen.checkpoint import manager, shipped
 from process_gen.core import axes, configs
@@ -85,6 +86,7 @@ def run(workdir, config, dataset=None, poison_at=None, fns=FNS, **kwargs):
         return {"loss": (loss.sum(), jnp.float32(loss.size))}
 
     kwargs.setdefault("eval_batches", [next(Numbers())])
+    kwargs.setdefault("mesh", mesh_lib.make_mesh(config.mesh, jax.devices()[:1]))
     return loop.fit(
         config,
         workdir,
@@ -93,7 +95,6 @@ def run(workdir, config, dataset=None, poison_at=None, fns=FNS, **kwargs):
         train_step=train_step,
         eval_step=eval_step,
         dataset=dataset or Numbers(),
-        mesh=mesh_lib.make_mesh(config.mesh, jax.devices()[:1]),
         **kwargs,
     )
 
@@ -105,6 +106,13 @@ def read_metrics(workdir):
 def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_packs_that_the_mesh_does_not_divide_are_refused_first(tmp_path):
+    mesh = AbstractMesh((1, 1, 1, 4), mesh_lib.MESH_AXES)
+    with pytest.raises(ConfigError, match="data.und_len=82 cannot be dealt to mesh.context = 4"):
+        run(tmp_path, make_config(data={"und_len": 82}), mesh=mesh)
+    assert not list(tmp_path.iterdir())
 
 
 def test_stopping_and_going_on_equals_going_through(tmp_path, capsys):
