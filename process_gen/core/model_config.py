@@ -77,7 +77,8 @@ class ModelConfig:
       layers: "scan" runs one compiled layer in a loop, "unroll" inlines all of them.
       remat: what the backward pass computes again: "none", "dots" (all but matmuls), "full" (each
         layer from its input), "attention" (that, but for the attention itself, whose output is
-        kept), or "offload" (likewise, with inputs and outputs in the host's memory meanwhile).
+        kept, with any `attention` but dense), or "offload" (likewise, with inputs and outputs in
+        the host's memory meanwhile).
       attention: implementation in `kernels`; "auto" is "pallas" on TPUs and "chunked" elsewhere.
       freeze_und: stops the gradients of und tokens in every layer, so that the understanding expert
         and all that comes before it stay as they are; the head on top still learns.

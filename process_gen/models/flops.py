@@ -255,7 +255,9 @@ def recomputed(model: ModelConfig, work: Work) -> int:
 
     The last product of a layer is only added to the residual stream, so no gradient needs it again.
     Of a frozen expert (`freeze_und`) the attention of the others needs queries, keys and values
-    alone. What a kernel of attention does again within its backward pass is not counted.
+    alone. "attention" and "offload" keep the attention's output with any `model.attention` but
+    "dense"; rows so short that another one calls `dense` (`kernels.interval_attention`) are not
+    told apart. What a kernel of attention does again within its backward pass is not counted.
     """
     again = 0
     if model.remat in ("full", "attention", "offload"):
@@ -265,7 +267,8 @@ def recomputed(model: ModelConfig, work: Work) -> int:
             if name == "und" and model.freeze_und:
                 maps = {key: maps[key] for key in "qkv"}
             again += _products(sum(maps.values(), [])) * model.num_layers
-    if model.remat in ("full", "dots"):
+    kept = model.remat in ("attention", "offload") and model.attention != "dense"
+    if model.remat != "none" and not kept:
         again += forward(model, work)["attention"]
     if model.remat != "none" and model.und_encoder == "siglip" and _encoder_trained(model):
         layer = _encoder_layer(model, work.patches)[:-1]

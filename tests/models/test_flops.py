@@ -147,10 +147,12 @@ def test_backward_counts_every_product(changes):
     [
         (SIGLIP, "full"),
         (SIGLIP, "dots"),
+        ({}, "attention"),  # dense attention has no output that it keeps
+        ({}, "offload"),
         ({**SIGLIP, "freeze_und": True}, "full"),
         ({"lora": {"rank": 4, "targets": ("q", "up", "down")}}, "full"),
     ],
-    ids=["full", "dots", "frozen", "adapters"],
+    ids=["full", "dots", "dense, attention", "dense, offload", "frozen", "adapters"],
 )
 def test_what_is_done_again_is_counted_and_no_more(changes, remat):
     model = model_of(**changes, remat=remat)
@@ -163,11 +165,14 @@ def test_what_is_done_again_is_counted_and_no_more(changes, remat):
 
 
 def test_kept_attention_is_not_done_again():
-    full, kept = (
-        flops.recomputed(model_of(remat=remat), ALL_PAIRS) for remat in ("full", "attention")
-    )
-    assert full - kept == flops.forward(model_of(), ALL_PAIRS)["attention"] > 0
-    assert kept == flops.recomputed(model_of(remat="offload"), ALL_PAIRS)
+    def again(remat, attention):
+        return flops.recomputed(model_of(remat=remat, attention=attention), ALL_PAIRS)
+
+    for attention in ("chunked", "pallas", "auto"):
+        full, kept = again("full", attention), again("attention", attention)
+        assert full - kept == flops.forward(model_of(), ALL_PAIRS)["attention"] > 0
+        assert kept == again("offload", attention)
+    assert again("attention", "dense") == again("offload", "dense") == again("full", "dense")
 
 
 def test_xla_counts_the_same_and_what_comes_on_top():
