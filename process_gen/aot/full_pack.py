@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.batch import NO_COPY, NO_LABEL, PackedBatch, Place
 from process_gen.core.configs import Config
 from process_gen.core.grammar import Kind, context_kinds
@@ -15,6 +16,7 @@ PICTURES = 3  # of a trajectory
 def full_pack(config: Config, rows: int = 1) -> PackedBatch:
     """Host arrays of `rows` equal packs whose T, V and G tokens are all in use.
 
+    Where the grammar has no understanding copies, V is padding, which batches of a run have too.
     Trajectories of three pictures, each with its share of text, a noised copy, and the copies that
     `data.grammar.context_images` lets later tokens see. Numbers are zeros but for the integers of
     the mask, and for labels (every text token) and targets (every noised one).
@@ -29,8 +31,6 @@ def full_pack(config: Config, rows: int = 1) -> PackedBatch:
     side = data.image_size // model.latent_side if data.image_size else model.latent_grid
     count = max(1, data.gen_len // (copies * side * side))
     text, und, gen = (_shares(n, count) for n in (data.text_len, data.und_len, data.gen_len))
-    if Kind.UND not in kinds:
-        und = [0] * count
     parts: dict[str, list[tuple[np.ndarray, ...]]] = {"text": [], "und": [], "gen": []}
     copy, stage, order = [], [], 0
     for picture in range(count):
@@ -62,12 +62,16 @@ def full_pack(config: Config, rows: int = 1) -> PackedBatch:
     def zeros(*shape: int, dtype: type = np.int32) -> np.ndarray:
         return np.zeros((rows, *shape), dtype)
 
-    t, v, g = data.text_len, sum(und), data.gen_len
-    numbers = np.repeat(np.arange(count), und)
+    t, v, g = data.text_len, data.und_len, data.gen_len
+    if Kind.UND in kinds:
+        und_place, numbers = place("und"), np.repeat(np.arange(count), und)
+    else:
+        pad = (PAD_ORDER, NEVER, PAD_ORDER, 0)
+        und_place, numbers = Place(*(tiled(np.full(v, x)) for x in pad)), np.full(v, NO_COPY)
     flux = model.codec == "flux"
     return PackedBatch(
         text=place("text"),
-        und=place("und") if v else Place(*(zeros(0) for _ in range(4))),
+        und=und_place,
         gen=place("gen"),
         token_BxT=zeros(t),
         label_BxT=zeros(t),

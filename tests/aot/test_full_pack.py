@@ -61,8 +61,6 @@ def test_who_sees_whom():
 def test_the_step_takes_it(kinds):
     """Shapes and types are those that the pipeline's batches have."""
     config = tiny(context_images=kinds)
-    if kinds == "vae":
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, und_len=0))
     from process_gen.data import pipeline
 
     pack = full_pack(config, config.data.rows)
@@ -70,3 +68,15 @@ def test_the_step_takes_it(kinds):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), pack) == jax.tree.map(
         lambda x: (x.shape, x.dtype), real
     )
+    if kinds == "vae":  # all patches are padding in both
+        for name in ("und", "patch_BxVxQ", "patch_id_BxV", "patch_image_BxV"):
+            jax.tree.map(np.testing.assert_array_equal, getattr(pack, name), getattr(real, name))
+
+
+@pytest.mark.parametrize("kinds", ["vit", "vae", "vae+vit"])
+def test_there_may_be_no_patches(kinds):
+    config = tiny(context_images=kinds)
+    data = dataclasses.replace(config.data, und_len=0)
+    pack = full_pack(dataclasses.replace(config, data=data))
+    assert {x.shape for x in pack.und} == {(1, 0)} and pack.patch_BxVxQ.shape[1] == 0
+    assert pack.gen.order.shape[1] == data.gen_len
