@@ -6,9 +6,10 @@ Grouped query heads are supported. A query that sees no key returns 0 and has ze
 
 * `dense` holds the scores of one layer, ``[B, H, Sq, Sk]``; the reference, and fastest for the
   short rows of the miniature.
-* `chunked` walks over blocks of keys with a running softmax and recomputes them in the backward
-  pass: no Sq x Sk array on any platform.
-* `pallas` is the same walk as TPU kernels (`flash_tpu`), skipping blocks that nobody sees.
+* `chunked` walks over blocks of keys with a running softmax, skips those that nobody sees, and
+  recomputes the others in the backward pass: no array of more than 512 x 512 pairs a head on any
+  platform. Rows of no more pairs than that go to `dense`.
+* `pallas` is the same walk as TPU kernels (`flash_tpu`). Fewer than 16 queries go to `dense`.
 * `auto` is `pallas` on TPUs and `chunked` elsewhere.
 """
 
@@ -23,6 +24,7 @@ from process_gen.kernels.dense import dense
 from process_gen.kernels.flash_tpu import flash
 from process_gen.kernels.key_block import Attention, CachedKeys, KeyBlock
 from process_gen.kernels.per_shard import per_shard
+from process_gen.sharding import rules
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -39,9 +41,7 @@ def _by_platform(
     q_BxSxHxDh: jax.Array, order_BxS: jax.Array, blocks: Sequence[KeyBlock]
 ) -> jax.Array:
     """What is best on the devices of the mesh in force, which need not be here."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    name = "pallas" if platform == "tpu" else "chunked"
+    name = "pallas" if rules.platform() == "tpu" else "chunked"
     return IMPLEMENTATIONS[name](q_BxSxHxDh, order_BxS, blocks)
 
 

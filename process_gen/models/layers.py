@@ -83,9 +83,9 @@ class Linear(nnx.Module):
         """Maps ``[..., inputs]`` to ``[..., outputs]`` in the type of `x`."""
         kernel = rules.in_use(self.kernel[...].astype(x.dtype), self.names)
         # Rows and tokens that are both cut over devices have no flattened view without moving.
-        flat = x.reshape(-1, x.shape[-1]) if rules.mesh_in_force() is None else x
-        on_cpu = flat.ndim == 2 and jax.default_backend() == "cpu"
-        out = product(flat, kernel) if on_cpu else flat @ kernel
+        alone = rules.mesh_in_force() is None
+        flat = x.reshape(-1, x.shape[-1]) if alone else x
+        out = product(flat, kernel) if alone and rules.platform() == "cpu" else flat @ kernel
         if self.lora is not None:
             out = out + self.lora(flat)
         if self.bias is not None:

@@ -212,6 +212,12 @@ def mesh_in_force() -> Any:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def platform() -> str:
+    """Of the devices of the mesh in force, which need not be here; jax's default without one."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def pieces(name: str) -> int:
     """Into how many pieces the mesh in force cuts a logical axis."""
     mesh = mesh_in_force()
