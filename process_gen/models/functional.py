@@ -102,7 +102,7 @@ def apart(params: Params) -> Params:
     """The same weights with a tuple of layers in place of stacked ones; `forward` takes both.
 
     Inlined layers that are cut out of stacked weights are copied in every pass: the most of what
-    there is to do where few tokens pass. Nothing but `forward` and `logits` takes this form.
+    there is to do where few tokens pass. `forward`, `logits` and `understand` alone take this form.
     """
     if isinstance(params["layers"], tuple):
         return params

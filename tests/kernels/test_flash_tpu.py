@@ -1,4 +1,4 @@
-"""The TPU kernels in Pallas' interpret mode; `test_tpu_compile.py` compiles them."""
+"""The TPU kernels in Pallas' interpret mode; `test_hlo_memory.py` compiles them."""
 
 from __future__ import annotations
 
