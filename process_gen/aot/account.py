@@ -110,7 +110,7 @@ def take(
     compile_seconds = time.perf_counter() - lowered_at
     found: dict[str, Any] = {"exchanges": {}, "roofline": None, "mfu_ceiling": None}
     if placed.text:
-        found["exchanges"] = collectives.exchanges(placed.text)
+        found["exchanges"] = collectives.exchanges(placed.text, program.turns)
         sent = sum(exchange.bytes for exchange in found["exchanges"].values())
         roofline = _roofline(program, chip, mesh, sent)
         could = roofline.seconds * chip.flops * mesh.size

@@ -1,7 +1,8 @@
 """What the devices of a compiled program exchange, read from its text.
 
 The text is HLO as the TPU compiler and XLA's others write it. Loops count as often as they turn:
-that is written beside them, or read from the constant that their condition compares with.
+that is written beside them, read from the constant that their condition compares with, or, where
+it compares with an argument of the program, told by the caller.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Exchange(NamedTuple):
     Attributes:
       count: how often one runs.
       bytes: sent by a device, at least. Of an array of n bytes that a group of g shares, gathering
-        and scattering send n (g - 1) / g, and a sum of all that every one gets is both.
+        and scattering send n (g - 1) / g, and a sum of all that every one gets is both. Where the
+        program takes one of several branches, such as a step of painting with guidance or without,
+        it is the one that sends least.
     """
 
     count: int
@@ -44,23 +47,25 @@ class _Computation(NamedTuple):
 
 _OPENED = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
 _KIND = re.compile(rf" = (.*?) ({'|'.join(KINDS)})(-start)?\((.*)")
-_CALLED = re.compile(r"\b(?:calls|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.-]+)")
+_CALLED = re.compile(r"\b(?:calls|to_apply)=(\{[^}]*\}|%?[\w.-]+)")
+_BRANCH = re.compile(r"\b(?:branch|true|false)_computations?=(\{[^}]*\}|%?[\w.-]+)")
 _LOOP = re.compile(r"\bcondition=%?([\w.-]+), body=%?([\w.-]+)")
 _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONSTANT = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
 
 
-def exchanges(text: str) -> dict[str, Exchange]:
+def exchanges(text: str, turns: int = 1) -> dict[str, Exchange]:
     """Collectives by kind.
 
     Args:
       text: of ``compiled.as_text()``.
+      turns: of a loop whose condition holds no constant.
     """
     computations, entry = _computations(text)
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     seen: set[tuple[str, str]] = set()
-    for collective, times in _walk(computations, entry):
+    for collective, times in _walk(computations, entry, turns):
         if collective.same is not None:
             if collective.same in seen:
                 continue
@@ -70,8 +75,14 @@ def exchanges(text: str) -> dict[str, Exchange]:
     return {kind: Exchange(counts[kind], sizes[kind]) for kind in KINDS if counts[kind]}
 
 
-def _walk(computations: dict[str, _Computation], entry: str) -> Iterator[tuple[_Collective, int]]:
+def _walk(
+    computations: dict[str, _Computation], entry: str, turns: int
+) -> Iterator[tuple[_Collective, int]]:
     """Every collective and how often it runs, from the entry down."""
+
+    def sent(name: str) -> int:
+        return sum(one.bytes * times for one, times in _walk(computations, name, turns))
+
     waiting = [(entry, 1)]
     while waiting:
         name, times = waiting.pop()
@@ -81,23 +92,26 @@ def _walk(computations: dict[str, _Computation], entry: str) -> Iterator[tuple[_
         for line in here.lines:
             if loop := _LOOP.search(line):
                 stated = _TURNS.search(line)
-                turns = int(stated[1]) if stated else _turns(computations, loop[1])
-                waiting.append((loop[2], times * turns))
-            waiting += [(called, times) for called in _called(line)]
+                count = int(stated[1]) if stated else _turns(computations, loop[1], turns)
+                waiting.append((loop[2], times * count))
+            waiting += [(called, times) for called in _names(_CALLED, line)]
+            if branches := _names(_BRANCH, line):
+                waiting.append((min(branches, key=sent), times))
 
 
-def _turns(computations: dict[str, _Computation], condition: str) -> int:
-    """The largest constant of a condition, or 1: loops here count up from 0."""
-    waiting, found = [condition], 1
+def _turns(computations: dict[str, _Computation], condition: str, turns: int) -> int:
+    """The largest constant of a condition, for loops here count up from 0; `turns` without one."""
+    waiting, found = [condition], 0
     while waiting:
         for line in computations[waiting.pop()].lines:
             found = max([found, *map(int, _CONSTANT.findall(line))])
-            waiting += _called(line)
-    return found
+            waiting += _names(_CALLED, line)
+    return found or turns
 
 
-def _called(line: str) -> list[str]:
-    return [name for group in _CALLED.findall(line) for name in re.findall(r"[\w.-]+", group)]
+def _names(pattern: re.Pattern[str], line: str) -> list[str]:
+    """The computations that a line refers to."""
+    return [name for group in pattern.findall(line) for name in re.findall(r"[\w.-]+", group)]
 
 
 def _computations(text: str) -> tuple[dict[str, _Computation], str]:
@@ -114,7 +128,7 @@ def _computations(text: str) -> tuple[dict[str, _Computation], str]:
             cut = name.startswith("all-reduce-scatter")
             result, kind, start, rest = collective.groups()
             found[name].collectives.append(_read(result, kind, start, rest, cut))
-        elif _LOOP.search(line) or _CALLED.search(line) or _CONSTANT.search(line):
+        elif any(kept.search(line) for kept in (_LOOP, _CALLED, _BRANCH, _CONSTANT)):
             found[name].lines.append(line)
     return found, entry
 

@@ -40,9 +40,10 @@ class Program(NamedTuple):
       parts: the arguments that lie in a device's memory, by name.
       model_flops: of one run on all devices, padding and what is computed again left out.
       recomputed_flops: what is computed again.
-      traffic: bytes that must cross a chip's memory in one run: all weights at every pass, in the
-        type of the computation and cut by `tensor` alone; a training state once in and once out; a
-        cache at every pass.
+      traffic: bytes that must cross a chip's memory in one run: at every pass the weights that it
+        reads, in the type of the computation and cut by `tensor` alone, and the caches of its rows;
+        a training state once in and once out.
+      turns: of the loop whose number of turns is an argument, so that no text states it.
     """
 
     jitted: Any
@@ -51,6 +52,7 @@ class Program(NamedTuple):
     model_flops: int
     recomputed_flops: int
     traffic: int
+    turns: int = 1
 
 
 def train(config: Config, mesh: Mesh) -> Program:
@@ -90,15 +92,25 @@ def denoise(config: Config, mesh: Mesh) -> Program:
     """Painting of one picture a row, guided by text, over full caches; weights are spread.
 
     See `sampling.programs.Programs.denoise`.
+
+    Raises:
+      ConfigError: the heads cannot be dealt to the mesh, or the tokenizer has more tokens than
+        the model.
     """
     programs, weights, pool, rows = _painting(config, mesh)
     sampler, model = config.sampler, config.model
     guided = sampler.guidance != 1.0
+    grid = flow.time_grid(sampler.denoise_steps, sampler.timestep_shift)
+    times = flow.evaluation_times(grid, sampler.solver)
+    low, high = sampler.guidance_interval
+    acts = (low < times) & (times <= high) & (np.arange(len(times)) % sampler.guidance_every == 0)
     side = programs.size[0] // programs.codec.side
     one = flops.velocity(side * side, sampler.max_context)
-    work = one * (sampler.batch * sampler.denoise_steps * (1 + guided))
+    work = one * (sampler.batch * (len(times) + guided * int(acts.sum())))
+    # A picture's boundary tokens pass the und expert; of the table they are two rows.
+    unread = ("embed", "lm_head", "und_encoder", "connector")
+    read = {name: part for name, part in weights.model.items() if name not in unread}
 
-    grid = flow.time_grid(sampler.denoise_steps, sampler.timestep_shift)
     at = course([grid] * sampler.batch, sampler.batch, sampler.guidance)
     whole = rules.replicated(mesh)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), at)
@@ -112,7 +124,8 @@ def denoise(config: Config, mesh: Mesh) -> Program:
         {"parameters": weights, "cache": pool},
         model_flops=sum(flops.forward(model, work).values()),
         recomputed_flops=0,
-        traffic=sampler.denoise_steps * (_in_use(weights.model, config, mesh) + shard_bytes(pool)),
+        traffic=len(times) * _of_a_pass(read, pool, config, mesh),
+        turns=sampler.denoise_steps - (sampler.solver == "heun"),  # whose last step is no turn
     )
 
 
@@ -120,10 +133,20 @@ def decode(config: Config, mesh: Mesh) -> Program:
     """Writing of a text of `sampler.max_text` tokens a row over full caches; weights are spread.
 
     See `sampling.programs.Programs.write_text`.
+
+    Raises:
+      ConfigError: the heads cannot be dealt to the mesh, or the tokenizer has more tokens than
+        the model.
     """
     programs, weights, pool, rows = _painting(config, mesh)
     sampler = config.sampler
     work = flops.written_token(sampler.max_context) * (sampler.batch * sampler.max_text)
+    # Text passes the und expert alone, and of the table each token is one row.
+    read = {
+        "layers": weights.model["layers"]["und"],
+        "norm": weights.model["final_norm"]["und"],
+        "head": weights.model["lm_head"],
+    }
     whole = rules.replicated(mesh)
     number = jax.ShapeDtypeStruct((sampler.batch,), np.int32, sharding=whole)
     patience = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
@@ -133,7 +156,7 @@ def decode(config: Config, mesh: Mesh) -> Program:
         {"parameters": weights, "cache": pool},
         model_flops=sum(flops.forward(config.model, work).values()),
         recomputed_flops=0,
-        traffic=sampler.max_text * (_in_use(weights.model, config, mesh) + shard_bytes(pool)),
+        traffic=sampler.max_text * _of_a_pass(read, pool, config, mesh),
     )
 
 
@@ -146,6 +169,7 @@ PROGRAMS: Mapping[str, Callable[[Config, Mesh], Program]] = {
 
 def _painting(config: Config, mesh: Mesh) -> tuple[Programs, Weights, Pool, Rows]:
     model, sampler = config.model, config.sampler
+    rules.check_heads(model, mesh)
     tokenizer = load_tokenizer(config.data.tokenizer)
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(
@@ -169,7 +193,6 @@ def _painting(config: Config, mesh: Mesh) -> tuple[Programs, Weights, Pool, Rows
         )
     batch, slots = sampler.batch, sampler.max_context
 
-    rules.check_heads(model, mesh)
     def by_head(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = rules.partition_spec((*[None] * (x.ndim - 3), axes.KV_HEADS))
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
@@ -203,6 +226,12 @@ def _in_use(weights: Any, config: Config, mesh: Mesh) -> int:
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(weights))
     pieces = math.prod(mesh.shape[name] for name in rules.RULES[axes.HEADS])
     return count * jnp.dtype(config.model.dtype).itemsize // pieces
+
+
+def _of_a_pass(read: Any, pool: Pool, config: Config, mesh: Mesh) -> int:
+    """Bytes of weights, and of the pool without its scratch row, which no full call reads."""
+    rows = config.sampler.batch
+    return _in_use(read, config, mesh) + shard_bytes(pool) * rows // (rows + 1)
 
 
 def shard_bytes(tree: Any) -> int:

@@ -169,6 +169,11 @@ def evaluations(steps: int, solver: Solver) -> int:
     return 2 * steps - 1 if solver == "heun" else steps
 
 
+def evaluation_times(grid: np.ndarray, solver: Solver) -> np.ndarray:
+    """Their times, in order, down one grid ``[N + 1]``."""
+    return np.repeat(grid[:-1], 2)[1:] if solver == "heun" else grid[:-1]
+
+
 def guide(
     conditional: jax.Array,
     text_dropped: jax.Array | None,

@@ -72,11 +72,37 @@ def test_another_constant_gives_other_counts():
 
 
 def test_another_chain_is_another_collective():
-    two = LOOP.replace("%other_piece (p", "%other_piece (p").replace(
+    two = LOOP.replace(
         "all-gather.4 = bf16[32,8]{1,0} all-gather(%p), channel_id=2",
         "all-gather.4 = bf16[32,8]{1,0} all-gather(%p), channel_id=4",
     )
     assert exchanges(two)["all-gather"].count == 56
+
+
+def test_a_loop_whose_turns_are_an_argument_turns_as_often_as_is_said():
+    argument = LOOP.replace("constant(28)", "get-tuple-element(%carry), index=2")
+    for turns in (1, 50):
+        found = exchanges(argument, turns)
+        assert found["all-gather"] == Exchange(turns, turns * 32 * 8 * 2 * 3 // 4)
+        assert found["all-reduce"].count == found["collective-permute"].count == 1
+    assert exchanges(LOOP, turns=50) == exchanges(LOOP)
+
+
+@pytest.mark.parametrize(
+    "form", ["branch_computations={{%{}, %{}}}", "true_computation=%{}, false_computation=%{}"]
+)
+def test_of_two_branches_the_one_that_sends_least_counts(form):
+    def found(*names: str) -> dict[str, Exchange]:
+        call = f"conditional(%i, %x, %x), {form.format(*names)}"
+        text = LOOP.replace("while(%carry), condition=%condition, body=%body", call)
+        return exchanges(text)
+
+    scattered = Exchange(1, 64 * 8 * 2 * 3 // 4)
+    for names in (("body", "all-reduce-scatter.1"), ("all-reduce-scatter.1", "body")):
+        assert "all-gather" not in found(*names)
+        assert found(*names)["reduce-scatter"] == scattered
+    both = found("body", "body")
+    assert both["reduce-scatter"] == scattered and both["all-gather"].count == 1
 
 
 PROGRAM = """
@@ -88,16 +114,24 @@ from process_gen.aot.collectives import exchanges
 mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,))
 cut, whole = NamedSharding(mesh, P(None, "x")), NamedSharding(mesh, P())
 
-def run(weights, x):
+def layers(weights, x):
     def layer(x, w):
         w = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, P(None)))
         return jnp.tanh(x @ w), None
     return jax.lax.scan(layer, x, weights)[0]
 
+def steps(weights, x, count):
+    return jax.lax.fori_loop(0, count, lambda i, x: layers(weights, x), x)
+
+def text(run, *arguments):
+    jitted = jax.jit(run, out_shardings=NamedSharding(mesh, P("x")))
+    return jitted.lower(*arguments).compile().as_text()
+
 weights = jax.ShapeDtypeStruct((6, 64, 32 * 2), jnp.float32, sharding=cut)
 x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=NamedSharding(mesh, P("x")))
-text = jax.jit(run, out_shardings=NamedSharding(mesh, P("x"))).lower(weights, x).compile().as_text()
-print(json.dumps(exchanges(text)))
+count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+once, often = text(layers, weights, x), text(steps, weights, x, count)
+print(json.dumps([exchanges(once), exchanges(often, turns=5), exchanges(often)]))
 """
 
 
@@ -110,5 +144,6 @@ def test_a_scanned_layer_gathers_its_weight_at_every_turn():
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found == {"all-gather": [6, 6 * 64 * 64 * 4 * 3 // 4]}
+    once = {"all-gather": [6, 6 * 64 * 64 * 4 * 3 // 4]}
+    five = {"all-gather": [30, 30 * 64 * 64 * 4 * 3 // 4]}
+    assert json.loads(done.stdout.splitlines()[-1]) == [once, five, once]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from process_gen.core.flow_matching import (
+    evaluation_times,
     evaluations,
     guide,
     integrate,
@@ -211,6 +212,7 @@ def test_times_given_to_the_velocity():
         integrate(velocity, jnp.float32(1), grid, solver).block_until_ready()
         jax.effects_barrier()
         np.testing.assert_allclose(seen, times)
+        np.testing.assert_array_equal(seen, evaluation_times(np.asarray(grid), solver))
         assert len(seen) == evaluations(4, solver)
     assert (evaluations(4, "euler"), evaluations(4, "heun")) == (4, 7)
     with pytest.raises(ValueError, match="unknown solver 'midpoint'"):
