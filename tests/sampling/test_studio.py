@@ -117,7 +117,8 @@ def test_the_last_picture_is_painted_once_more(painter, plain):
 
 @pytest.mark.slow
 def test_a_later_picture_begins_at_the_one_before(painter, plain):
-    late = painter.paint(PROMPTS, later_start=0.02)
+    # Where t is below `loss.min_t`, 0.05, a step of an x0 prediction goes a part of the way only.
+    late = painter.paint(PROMPTS, later_start=0.01)
     several = [i for i, t in enumerate(plain) if len(t.images) > 1 and len(late[i].images) > 1]
     assert several
     for i in several:
