@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from launch import common, submit, train
+from process_gen.core.errors import ConfigError
 
 GOLDEN = Path(__file__).parent / "golden"
 ODD = '--config.train.init_from=it\'s $(HOME) "x"; rm -rf / #'
@@ -86,6 +87,13 @@ def test_arguments_arrive_as_they_were_given(target):
     config = common.read_config(flags)
     assert config.train.init_from == ODD.partition("=")[2]
     assert config.sampler.guidance_interval == (0.1, 0.9)
+
+
+def test_what_is_set_to_false_is_passed_on():
+    words = ["submit", "--config=configs/base.py", "--noconfig.optimizer.ema_warmup", "--workdir=w"]
+    assert submit._passed_on(words, "slurm") == words[1:]
+    with pytest.raises(ConfigError, match="must be one word"):
+        submit._passed_on([*words, "--config.train.steps"], "slurm")
 
 
 def _as_bash_reads_it(script, target):

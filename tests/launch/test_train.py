@@ -72,6 +72,13 @@ def test_overrides_and_argument_reach_the_config(config_file, tmp_path, fit_call
     assert sys.argv[0] != "launch.train"  # given back
 
 
+def test_what_is_nothing_by_default_can_be_set(tmp_path, fit_calls):
+    flags = ("--config.sampler.process_shift=2", "--config.loss.ce_weight_late=1.5")
+    call("--config=configs/base.py", f"--workdir={tmp_path}", *flags)
+    (config,) = fit_calls
+    assert (config.sampler.process_shift, config.loss.ce_weight_late) == (2.0, 1.5)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

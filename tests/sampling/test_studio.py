@@ -115,6 +115,23 @@ def test_the_last_picture_is_painted_once_more(painter, plain):
             assert np.abs(a.astype(int) - b).max() <= 1
 
 
+def test_what_is_cut_off_before_its_last_picture_is_not_called_finished(painter):
+    whole = {t.sampled.index: t for t in painter.paint(PROMPTS, final_steps=7)}
+    ends = set()
+    for most in range(1, 40):
+        asked = []
+
+        def stop(asked=asked, most=most):
+            asked.append(1)
+            return len(asked) > most
+
+        for t in painter.stream(PROMPTS, final_steps=7, stop=stop):
+            ends.add(t.finish_reason)
+            if t.finish_reason != "stopped":
+                assert t.sampled.nfe == whole[t.sampled.index].sampled.nfe
+    assert "stopped" in ends
+
+
 @pytest.mark.slow
 def test_a_later_picture_begins_at_the_one_before(painter, plain):
     # Where t is below `loss.min_t`, 0.05, a step of an x0 prediction goes a part of the way only.
