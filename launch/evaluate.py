@@ -108,9 +108,10 @@ def main(values: flags.FlagValues) -> None:
         scores=scores if suite.table else None,
         curves=painting.history(painter),
     )
-    if scores is None:
+    if done.stopped:
         print(f"not scored; what was painted is in {out}")
-        raise done.stopped or KeyboardInterrupt
+        raise done.stopped
+    assert scores is not None
     text = json.dumps({**flat(scores), **done.summary(), **painting.as_json(made_by)})
     (out / painting.SCORES).write_text(text + "\n")
     pairs = zip(records.lines(out), verdicts, strict=True)

@@ -102,8 +102,8 @@ def denoise(config: Config, mesh: Mesh) -> Program:
     guided = sampler.guidance != 1.0
     grid = flow.time_grid(sampler.denoise_steps, sampler.timestep_shift)
     times = flow.evaluation_times(grid, sampler.solver)
-    low, high = sampler.guidance_interval
-    acts = (low < times) & (times <= high) & (np.arange(len(times)) % sampler.guidance_every == 0)
+    fresh = np.arange(len(times)) % sampler.guidance_every == 0
+    acts = flow.guided_at(times, sampler.guidance_interval) & fresh
     side = programs.size[0] // programs.codec.side
     one = flops.velocity(side * side, sampler.max_context)
     work = one * (sampler.batch * (len(times) + guided * int(acts.sum())))

@@ -174,6 +174,12 @@ def evaluation_times(grid: np.ndarray, solver: Solver) -> np.ndarray:
     return np.repeat(grid[:-1], 2)[1:] if solver == "heun" else grid[:-1]
 
 
+def guided_at(t: _Times, interval: tuple[float, float]) -> _Times:
+    """bool, where guidance acts: low < t <= high."""
+    low, high = interval
+    return (low < t) & (t <= high)
+
+
 def guide(
     conditional: jax.Array,
     text_dropped: jax.Array | None,

@@ -18,7 +18,7 @@ from process_gen.strokes.scene import EASY, SceneObject, World
 Inspect = Callable[[Sequence[Trajectory]], Sequence[str | None]]
 
 # What a picture is worth by the opinion of it. One that is called unfinished is no more what was
-# asked for than a faulty one; one of which nothing readable is said may be.
+# asked for than a faulty one; one of which nothing readable is said may be; no picture never is.
 WORTH = {"no_image": -1, "faulty": 0, "unfinished": 0, "unreadable": 1, "complete": 2}
 
 

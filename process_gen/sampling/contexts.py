@@ -275,7 +275,6 @@ class ContextPrograms:
         everything = _read(pool, at)
         first = At(*(part[:1] for part in at))
         alone = _read(pool, first)
-        low, high = sampler.guidance_interval
 
         def plain(x_NxP: jax.Array, t: jax.Array) -> jax.Array:
             return self._velocity(weights, alone, first, x_NxP, id_N, t)[0]
@@ -287,7 +286,8 @@ class ContextPrograms:
         def velocity(x_NxP: jax.Array, t: jax.Array) -> jax.Array:
             if not any(branches):
                 return plain(x_NxP, t)
-            return jax.lax.cond((low < t) & (t <= high), guided, plain, x_NxP, t)
+            acts = flow.guided_at(t, sampler.guidance_interval)
+            return jax.lax.cond(acts, guided, plain, x_NxP, t)
 
         return flow.integrate(velocity, eps_NxP, jnp.asarray(grid), sampler.solver)
 

@@ -274,9 +274,8 @@ class Programs:
         batch, n = rows.index_B.shape[0], self._count(self.size, self.codec.side)
         und, patch, patch_id = empty_part(batch, model.und_features)
         context = _read(pool, rows)
-        low, high = sampler.guidance_interval
         every = sampler.guidance_every
-        always = (low, high) == (0.0, 1.0) and every == 1
+        always = tuple(sampler.guidance_interval) == (0.0, 1.0) and every == 1
 
         def velocities(x_BxNxP: jax.Array, t_B: jax.Array, branches: int) -> jax.Array:
             """``[B, branches * N, P]``, the conditional ones first."""
@@ -317,7 +316,7 @@ class Programs:
                 conditional = velocities(x, t_B, 1)
                 return conditional, conditional - difference
 
-            acts_B = (low < t_B) & (t_B <= high)
+            acts_B = flow.guided_at(t_B, sampler.guidance_interval)
             if not guided:
                 conditional, dropped = alone(x)
             elif always:
