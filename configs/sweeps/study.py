@@ -300,6 +300,20 @@ def _hard(full: tuple[str, ...]) -> list[Trial]:
         )
     ]
     trials += [
+        painter(
+            f"hard_{name}_full_s0",
+            arm(name),
+            f"hard world: full budget, {about}",
+            *full,
+            world=world,
+        )
+        for name, about in (
+            ("multi_turn", "no critiques"),
+            ("conflict", "conflicts only"),
+            ("alignment", "misalignments only"),
+        )
+    ]
+    trials += [
         resampled(
             f"{of}_guidance_{scale}",
             of,
