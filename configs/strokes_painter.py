@@ -5,10 +5,11 @@
     python -m launch.ship_painter --checkpoint=runs/painter --out=painter
 
 More one-shot pictures and more critiques than in strokes_tiny.py, most of them of the prompts in
-which faults are missed most, and with `own=DIR[+DIR...]` critiques of its own faults too. It starts
-from the painter in the package, or from what `--config.train.init_from=DIR` names; the rounds
-before are on the painter's card (`process_gen/checkpoint/painter/card.json`), and what they brought
-is in docs/results.md.
+which faults are missed most, and with `own=DIR[+DIR...]` critiques of its own faults too, 3 % a
+folder; the last round had two, made with `--config.data.seed` 7 and 8. It starts from the painter
+in the package, or from what `--config.train.init_from=DIR` names; the rounds before are on the
+painter's card (`process_gen/checkpoint/painter/card.json`), and what they brought is in
+docs/results.md.
 
 Hardware: 2 CPU cores, 2 GB; about a second a step.
 
@@ -37,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     own = arg.removeprefix("own=") if arg.startswith("own=") else ""
     if arg not in ("", "debug") and not own:
         raise ValueError(f"unknown argument {arg!r}; known: debug, own=DIR")
-    config = strokes_tiny.get_config("" if own else arg)
+    config = strokes_tiny.get_config("debug" if arg == "debug" else "")
     faults = {"conflict": 0.45, "misalignment": 0.5, "weights": TAGS}
     config.data.sources = (
         {"kind": "strokes", "weight": 0.18, "size": 8_000},
@@ -51,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss.late_from = 0.0
     config.optimizer.learning_rate = 3e-3  # half of what it was trained with before, falling to 0
     config.optimizer.decay_fraction = 1.0
-    if not arg or own:
+    if arg != "debug":
         config.train.init_from = "process_gen/checkpoint/painter"
         config.train.minutes = 0.0
         config.train.steps = 1600
