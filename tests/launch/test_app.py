@@ -25,6 +25,14 @@ from tests.launch.scripted_painter import Scripted
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "<img src=x onerror=\"document.title='pwned'\"> ${document.title='pwned'} {{value}} <b>a"
 WAIT = 120_000  # ms; the machine may be busy
+HELD = """async (texts) => {
+  for (let turn = 0; turn < 20; turn++) {
+    for (const [box, text] of Object.entries(texts))
+      if (document.querySelector(box).value != text) return false;
+    await new Promise(done => setTimeout(done, 25));
+  }
+  return true;
+}"""
 
 
 def free_port():
@@ -92,12 +100,22 @@ class Visit:
         self.page.wait_for_selector("#paint:enabled")
         return self.page.inner_text("#strip .live")
 
-    def write(self, first, second):
+    def write(self, **texts):
+        """Words into boxes. Gradio puts what the server sent there twice, some milliseconds apart,
+        and overwrites what was typed between; nobody types so fast, but this does."""
+        texts = {f"#{box} textarea": text for box, text in texts.items()}
+        for _ in range(10):
+            for box, text in texts.items():
+                self.page.fill(box, text)
+            if self.page.evaluate(HELD, texts):
+                return
+        pytest.fail(f"the page does not keep {texts}")
+
+    def inspection(self, first, second):
         """Other words for the last inspection, once the page has put its own there."""
         box = "document.querySelector('#first textarea')"
         self.page.wait_for_function(f"{box}?.value.startsWith('Seen: nothing')")
-        self.page.fill("#first textarea", first)
-        self.page.fill("#second textarea", second)
+        self.write(first=first, second=second)
 
     def download(self, button):
         with self.page.expect_download() as found:
@@ -135,7 +153,7 @@ def test_paint_change_go_on_and_download(studio, visit):
     assert "paint a star" in text and "Seen: nothing." in text and "one shot" in text
     assert me.page.locator("#strip img").count() == 2
 
-    me.write("Seen: no star.", "add the star")
+    me.inspection("Seen: no star.", "add the star")
     me.page.uncheck("#beside input")
     me.page.click("#go-on")
     me.page.wait_for_selector(".live-faulty")
@@ -186,14 +204,14 @@ def test_another_plan(studio, visit):
     me.page.click("#place input")
     me.page.click("text=plan of step 1")
     me.page.wait_for_function("document.querySelector('#first textarea').value == 'paint a moon'")
-    me.page.fill("#first textarea", "paint a sun")
+    me.write(first="paint a sun")
     me.page.click("#go-on")
     me.wait("paint a sun")
     assert "paint a moon" not in me.ended()
     prompt, mode, _ = studio.painter.asked[-1]
     assert mode == "process" and prompt.steps[0].sketch is None
 
-    me.page.fill("#second textarea", "x" * 3000)
+    me.write(second="x" * 3000)
     me.page.click("#go-on")
     assert "2,000 is the limit" in me.wait("characters")
     assert "paint a sun" in me.page.inner_text("#strip .live")  # the painting is still there
@@ -213,7 +231,7 @@ def test_hostile_words_stay_words(visit):
     me = visit()
     me.paint(HOSTILE)
     assert me.ended().count("<img src=x onerror=") >= 2  # prompt and plan
-    me.write(HOSTILE, "mend <i>it</i>")
+    me.inspection(HOSTILE, "mend <i>it</i>")
     me.page.click("#go-on")
     me.page.wait_for_selector(".live-faulty")
     assert HOSTILE in me.ended()
