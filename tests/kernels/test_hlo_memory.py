@@ -14,10 +14,11 @@ SMALL = Sizes(length=1031, heads=4, kv_heads=2, width=8, dtype="float32")
 LAYER = Sizes(length=4099)
 
 
+@pytest.mark.parametrize("implementation", ["chunked", "rows"])
 @pytest.mark.parametrize("backward", [False, True])
-def test_chunked_stores_no_array_of_all_pairs(backward):
+def test_blocks_store_no_array_of_all_pairs(backward, implementation):
     pairs = SMALL.length**2
-    text = compiled("chunked", SMALL, backward=backward).as_text()
+    text = compiled(implementation, SMALL, backward=backward).as_text()
     assert not has_dims(text, SMALL.length, SMALL.length)
     assert largest_buffers(text)[0].bytes <= 4 * 4 * 512 * 512 < 4 * pairs
     dense = compiled("dense", SMALL, backward=backward).as_text()

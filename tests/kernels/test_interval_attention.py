@@ -11,8 +11,10 @@ from jax.extend.core import jaxprs_in_params
 
 from process_gen.core.attention_mask import NEVER, PAD_ORDER, dense_mask
 from process_gen.core.configs import MeshConfig
+from process_gen.kernels.by_row import by_row
 from process_gen.kernels.interval_attention import (
     IMPLEMENTATIONS,
+    CachedKeys,
     KeyBlock,
     chunked,
     dense,
@@ -22,8 +24,10 @@ from process_gen.sharding.mesh import make_mesh
 
 B, SQ, H, KV, DH = 2, 21, 4, 2, 8
 SIZES = (17, 1, 26)  # three blocks of keys: 44, no multiple of a chunk of 16
-short_chunks = functools.partial(chunked, chunk=16)
-DENSE, CHUNKED = jax.jit(dense), jax.jit(short_chunks)
+DENSE = jax.jit(dense)
+CHUNKED = jax.jit(functools.partial(chunked, chunk=16))
+ROWS = jax.jit(functools.partial(by_row, block=8))
+IN_BLOCKS, ALL = (CHUNKED, ROWS), (DENSE, CHUNKED, ROWS)
 
 
 def random_rows(seed, q_heads=H, kv_heads=KV, sizes=SIZES, sq=SQ, dh=DH):
@@ -117,7 +121,7 @@ def difference(a, b):
     return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs)
 
 
-@pytest.mark.parametrize("attention", [DENSE, CHUNKED])
+@pytest.mark.parametrize("attention", ALL)
 def test_a_loop_gives_the_same(attention):
     rows = random_rows(0)
     out = np.asarray(attention(*rows))
@@ -126,13 +130,14 @@ def test_a_loop_gives_the_same(attention):
         assert np.abs(out - by_hand(*mutant(rows))).max() > 0.1
 
 
+@pytest.mark.parametrize("attention", IN_BLOCKS)
 @pytest.mark.parametrize("seed", range(20))
-def test_chunked_equals_dense_with_gradients(seed):
+def test_in_blocks_equals_dense_with_gradients(seed, attention):
     rows = random_rows(seed)
     expected = both(DENSE, rows)
-    assert difference(both(CHUNKED, rows), expected) < 1e-5
+    assert difference(both(attention, rows), expected) < 1e-5
     for mutant in (without_end, without_beginning):
-        (out, gradients), (true_out, true_gradients) = both(CHUNKED, mutant(rows)), expected
+        (out, gradients), (true_out, true_gradients) = both(attention, mutant(rows)), expected
         assert difference(out, true_out) > 0.1
         assert difference(gradients, true_gradients) > 0.1
 
@@ -141,7 +146,7 @@ def test_chunked_equals_dense_with_gradients(seed):
 def test_every_grouping_of_heads(heads, kv_heads):
     rows = random_rows(3, heads, kv_heads)
     expected = by_hand(*rows)
-    for attention in (DENSE, CHUNKED):
+    for attention in ALL:
         np.testing.assert_allclose(np.asarray(attention(*rows)), expected, atol=1e-5)
     if 1 < kv_heads < heads:  # another order of groups is another function
         q, order, blocks = rows
@@ -152,7 +157,7 @@ def test_every_grouping_of_heads(heads, kv_heads):
         assert np.abs(np.asarray(DENSE(q, order, flipped)) - expected).max() > 0.1
 
 
-@pytest.mark.parametrize("attention", [DENSE, CHUNKED])
+@pytest.mark.parametrize("attention", ALL)
 def test_how_keys_are_split_into_blocks_does_not_matter(attention):
     q, order, blocks = random_rows(4, sizes=(22, 22))
     one = KeyBlock(*(jnp.concatenate(parts, 1) for parts in zip(*blocks, strict=True)))
@@ -163,7 +168,7 @@ def test_how_keys_are_split_into_blocks_does_not_matter(attention):
     assert difference(split, attention(q, order, mixed_up)) > 0.1
 
 
-@pytest.mark.parametrize("attention", [DENSE, CHUNKED])
+@pytest.mark.parametrize("attention", ALL)
 def test_a_query_that_sees_nothing_gives_zero_and_has_no_gradient(attention):
     q, order, blocks = random_rows(5)
     order = order.at[0, 3].set(1000)
@@ -183,7 +188,7 @@ def test_a_query_that_sees_nothing_gives_zero_and_has_no_gradient(attention):
     assert all(not np.asarray(x).any() for x in jax.tree.leaves((out, gradients)))
 
 
-@pytest.mark.parametrize("attention", [DENSE, CHUNKED])
+@pytest.mark.parametrize("attention", ALL)
 def test_hidden_keys_may_hold_anything(attention):
     """Cache slots that nobody may see yet hold whatever was there before."""
     q, order, blocks = random_rows(6)
@@ -201,10 +206,11 @@ def test_hidden_keys_may_hold_anything(attention):
 
 def test_large_scores_do_not_overflow():
     q, order, blocks = random_rows(7)
-    for attention in (DENSE, CHUNKED):
+    for attention in ALL:
         out = attention(q * 1e4, order, blocks)
         assert bool(jnp.isfinite(out).all())
-    assert difference(DENSE(q * 1e4, order, blocks), CHUNKED(q * 1e4, order, blocks)) < 1e-5
+    for attention in IN_BLOCKS:
+        assert difference(DENSE(q * 1e4, order, blocks), attention(q * 1e4, order, blocks)) < 1e-5
 
 
 def test_bfloat16_stays_close():
@@ -213,7 +219,7 @@ def test_bfloat16_stays_close():
     q, order, blocks = jax.tree.map(
         lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, rows
     )
-    for attention in (DENSE, CHUNKED):
+    for attention in ALL:
         out = attention(q, order, blocks)
         assert out.dtype == jnp.bfloat16
         assert 1e-5 < difference(out.astype(jnp.float32), expected) < 0.05
@@ -233,7 +239,7 @@ def largest_array(function, *arguments):
     return max(sizes)
 
 
-def test_chunked_holds_no_array_of_all_pairs():
+def test_blocks_hold_no_array_of_all_pairs():
     sq, sk, heads, dh = 96, 208, 2, 4
     q, order, blocks = random_rows(9, heads, 1, (200, sk - 200), sq, dh)
     weight = jnp.ones(q.shape)
@@ -243,6 +249,7 @@ def test_chunked_holds_no_array_of_all_pairs():
         for name, attention in (
             ("dense", dense),
             ("chunked", functools.partial(chunked, chunk=32)),
+            ("rows", functools.partial(by_row, block=32)),
         ):
             if gradients:
                 program = functools.partial(value_and_gradients.__wrapped__, attention)
@@ -250,11 +257,11 @@ def test_chunked_holds_no_array_of_all_pairs():
             else:
                 size[name] = largest_array(attention, q, order, blocks)
         assert size["dense"] >= pairs
-        assert size["chunked"] < pairs
+        assert size["chunked"] < pairs and size["rows"] < pairs
 
 
 def test_the_interface_picks_the_implementation():
-    assert set(IMPLEMENTATIONS) == {"dense", "chunked", "pallas", "auto"}
+    assert set(IMPLEMENTATIONS) == {"dense", "rows", "chunked", "pallas", "auto"}
     rows = random_rows(10)
     pick = jax.jit(interval_attention, static_argnums=3)
     for name in IMPLEMENTATIONS:
@@ -263,11 +270,29 @@ def test_the_interface_picks_the_implementation():
         interval_attention(*rows, "flash")
 
 
-@pytest.mark.parametrize(("platform", "chosen"), [("tpu", "pallas"), ("cpu", "chunked")])
+def test_rows_see_a_cache_as_it_lies():
+    q, order, (cache, *blocks) = random_rows(11)
+    k, v = cache.k_BxSxKxDh.transpose(0, 2, 3, 1), cache.v_BxSxKxDh.swapaxes(1, 2)
+    cached = CachedKeys(k, v, cache.visible_from_BxS, cache.visible_to_BxS)
+    expected = DENSE(q, order, (cache, *blocks))
+    program = jax.jit(lambda *x: interval_attention(*x, "rows"))
+    assert difference(program(q, order, (cached, *blocks)), expected) < 1e-5
+    assert difference(program(q, order, (cached._replace(v_BxKxCxDh=-v), *blocks)), expected) > 0.1
+    assert "stablehlo.while" not in program.lower(q, order, (cached, *blocks)).as_text()
+
+
+def test_few_queries_are_not_sorted():
+    q, order, blocks = random_rows(12)
+    for block, sorted_ in ((8, True), (11, False)):
+        program = jax.jit(functools.partial(by_row, block=block))
+        assert ("stablehlo.sort" in program.lower(q, order, blocks).as_text()) == sorted_
+
+
+@pytest.mark.parametrize(("platform", "chosen"), [("tpu", "pallas"), ("cpu", "rows")])
 def test_auto_follows_the_devices_of_the_mesh(platform, chosen, monkeypatch):
     """Those are asked that the program is made for, not those that are here."""
     seen = []
-    for name in ("pallas", "chunked"):
+    for name in ("pallas", "rows", "chunked"):
         implementation = functools.partial(lambda n, q, *_: seen.append(n) or q, name)
         monkeypatch.setitem(IMPLEMENTATIONS, name, implementation)
     q, order, blocks = random_rows(0)

@@ -15,6 +15,7 @@ import functools
 import jax, jax.numpy as jnp, numpy as np
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.configs import MeshConfig
+from process_gen.kernels.by_row import by_row
 from process_gen.kernels.flash_tpu import flash
 from process_gen.kernels.interval_attention import KeyBlock, chunked, dense
 from process_gen.kernels.per_shard import per_shard
@@ -52,6 +53,7 @@ blocks = {"block_q": 16, "block_k": 16}
 for name, attention in (
     ("pallas", functools.partial(flash, **blocks)),
     ("chunked", functools.partial(chunked, chunk=16)),
+    ("rows", functools.partial(by_row, block=16)),
 ):
     wrapped = per_shard(attention)
     for sizes in CASES[name]:
@@ -69,6 +71,7 @@ FOUR = {
         {"data": 1, "context": 4},
         {"data": 1, "tensor": 4},  # does not divide two key heads
     ],
+    "rows": [{"data": 4}, {"data": 1, "fsdp": 2, "tensor": 2}],
     "pallas": [{"data": 1, "tensor": 2, "context": 2}],
 }
 

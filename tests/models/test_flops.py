@@ -168,7 +168,7 @@ def test_kept_attention_is_not_done_again():
     def again(remat, attention):
         return flops.recomputed(model_of(remat=remat, attention=attention), ALL_PAIRS)
 
-    for attention in ("chunked", "pallas", "auto"):
+    for attention in ("rows", "chunked", "pallas", "auto"):
         full, kept = again("full", attention), again("attention", attention)
         assert full - kept == flops.forward(model_of(), ALL_PAIRS)["attention"] > 0
         assert kept == again("offload", attention)

@@ -109,7 +109,7 @@ def _errors(case, got, inputs):
 
 
 def test_packed_images_match_the_reference(case, params, inputs):
-    for attention in ("dense", "chunked"):
+    for attention in ("dense", "rows", "chunked"):
         run, _ = _build(dataclasses.replace(CFG, attention=attention))
         assert _errors(case, run(params, *inputs), inputs) < TOLERANCE
     table = layers.sincos_table(CFG.und_grid, WIDTH)

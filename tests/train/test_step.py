@@ -204,6 +204,8 @@ def test_a_noised_image_reaches_its_own_loss_only(setup):
         {"remat": "full"},
         {"remat": "dots"},
         {"attention": "chunked", "remat": "offload"},
+        {"attention": "rows"},
+        {"attention": "rows", "remat": "attention"},
     ],
 )
 def test_how_layers_are_run_changes_no_number(setup, grad, change):
@@ -221,20 +223,22 @@ def test_how_layers_are_run_changes_no_number(setup, grad, change):
     assert texts[0] != texts[1]
 
 
-def test_what_the_backward_pass_computes_again(setup):
+# Over rows one loop is there again, which sorts and does not attend.
+@pytest.mark.parametrize(("attention", "again"), [("chunked", 0), ("rows", 1)])
+def test_what_the_backward_pass_computes_again(setup, attention, again):
     """Attention is a loop over blocks: it runs twice only where its output was not kept."""
     config, _, params = setup
     batch = three_rows(config)
     loops, texts = {}, {}
     for remat in ("none", "attention", "offload", "full"):
-        other = tiny(attention="chunked", remat=remat)
+        other = tiny(attention=attention, remat=remat)
         traced = summed(other, functional.build(other.model)).trace(
             params, batch, step.draw(jax.random.key(0), batch)
         )
         # A CPU has one memory only, and leaves out what is said about another.
         texts[remat] = traced.lower(lowering_platforms=("tpu",)).as_text()
         loops[remat] = texts[remat].count("stablehlo.while")
-    assert loops["none"] == loops["attention"] == loops["offload"] < loops["full"]
+    assert loops["none"] + again == loops["attention"] == loops["offload"] < loops["full"]
     assert len(set(texts.values())) == 4
     assert {name for name, text in texts.items() if "pinned_host" in text} == {"offload"}
 
