@@ -35,6 +35,14 @@ from process_gen.train.guard import Guard, Rollback, TrainingError
 from process_gen.train.state import TrainState
 from process_gen.train.watchdog import Watchdog
 
+# A training step on CPUs takes 0.9 of the time with Eigen's matrix products, which are XLA's where
+# it is told to use YNN for convolutions alone, and with whole AVX-512 registers, where there are
+# any (docs/performance.md).
+_ON_CPU = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION",
+    "xla_cpu_prefer_vector_width": 512,
+}
+
 
 class Dataset(Protocol):
     """What the loop asks of a data iterator.
@@ -382,7 +390,13 @@ def jit_step(train_step: TrainStep, state: TrainState) -> Any:
       state: arrays or `jax.ShapeDtypeStruct`s with shardings.
     """
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    (platform,) = {device.platform for device in shardings.step.device_set}
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+        compiler_options=_ON_CPU if platform == "cpu" else None,
+    )
 
 
 def _loop(
