@@ -79,8 +79,7 @@ class ModelConfig:
         layer from its input), "attention" (that, but for the attention itself, whose output is
         kept, with any `attention` but dense), or "offload" (likewise, with inputs and outputs in
         the host's memory meanwhile).
-      attention: implementation in `kernels`; "auto" is "pallas" on TPUs, "rows" on CPUs and
-        "chunked" elsewhere.
+      attention: implementation in `kernels`; "auto" is "pallas" on TPUs and "chunked" elsewhere.
       freeze_und: stops the gradients of und tokens in every layer, so that the understanding expert
         and all that comes before it stay as they are; the head on top still learns.
       lora: adapters; with any, nothing else is trained.

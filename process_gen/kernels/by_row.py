@@ -2,8 +2,8 @@
 
 A pack lays its tokens out by stream, so what a query sees lies all over its row. Sorted by order it
 lies together, and the blocks that somebody sees are few: of the pairs of `strokes_tiny`'s packs
-15 % are visible, and of the pairs of blocks of 64 about 40 % are visited, where all rows together
-would visit 60 %. So each row walks by itself, and the scores of a visit never leave the cache. What
+15 % are visible, and of the pairs of blocks of 64 each row visits 36 %, where twelve rows together
+would visit 58 %. So each row walks by itself, and the scores of a visit never leave the cache. What
 that brings stands in docs/performance.md.
 """
 

@@ -9,10 +9,11 @@ Grouped query heads are supported. A query that sees no key returns 0 and has ze
 * `chunked` walks over blocks of keys with a running softmax, skips those that nobody sees, and
   recomputes the others in the backward pass: no array of more than 512 x 512 pairs a head on any
   platform. Rows of no more pairs than that go to `dense`.
-* `rows` is `chunked` for every row by itself, sorted by order, in blocks of 64: fastest on a CPU.
-  Over a cache it is `dense`, which reads a cache as it lies.
+* `rows` is `chunked` for every row by itself, sorted by order, in blocks of 64: for
+  training on a CPU, where few of many pairs are visible (docs/performance.md). Over a cache it is
+  `dense`, which reads a cache as it lies.
 * `pallas` is the same walk as TPU kernels (`flash_tpu`). Fewer than 16 queries go to `dense`.
-* `auto` is `pallas` on TPUs, `rows` on CPUs and `chunked` elsewhere.
+* `auto` is `pallas` on TPUs and `chunked` elsewhere.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def _by_platform(
     q_BxSxHxDh: jax.Array, order_BxS: jax.Array, blocks: Sequence[KeyBlock]
 ) -> jax.Array:
     """What is best on the devices of the mesh in force, which need not be here."""
-    name = {"tpu": "pallas", "cpu": "rows"}.get(rules.platform(), "chunked")
+    name = "pallas" if rules.platform() == "tpu" else "chunked"
     return IMPLEMENTATIONS[name](q_BxSxHxDh, order_BxS, blocks)
 
 

@@ -288,11 +288,11 @@ def test_few_queries_are_not_sorted():
         assert ("stablehlo.sort" in program.lower(q, order, blocks).as_text()) == sorted_
 
 
-@pytest.mark.parametrize(("platform", "chosen"), [("tpu", "pallas"), ("cpu", "rows")])
+@pytest.mark.parametrize(("platform", "chosen"), [("tpu", "pallas"), ("cpu", "chunked")])
 def test_auto_follows_the_devices_of_the_mesh(platform, chosen, monkeypatch):
     """Those are asked that the program is made for, not those that are here."""
     seen = []
-    for name in ("pallas", "rows", "chunked"):
+    for name in ("pallas", "chunked"):
         implementation = functools.partial(lambda n, q, *_: seen.append(n) or q, name)
         monkeypatch.setitem(IMPLEMENTATIONS, name, implementation)
     q, order, blocks = random_rows(0)
