@@ -222,6 +222,16 @@ def get_sweep() -> list[Trial]:
             control(f"one_shot_full_s{seed}", "one-shot, full budget", *full, seed=seed),
         )
     ]
+    trials += [
+        resampled(
+            f"one_shot_full_s{seed}_guidance_2",
+            f"one_shot_full_s{seed}",
+            "one-shot, full budget, guidance 2",
+            "--one_shot",
+            "--set=one_shot_guidance=2",
+        )
+        for seed in (0, 1)
+    ]
     # Steps after its own and after true ones; the best of several, by the oracle and inspected.
     trials += [
         shipped("painter_context", "shipped painter, own and true context", suite="context"),

@@ -385,6 +385,25 @@ def test_a_step_gives_up_the_buffers_of_the_state():
     assert kept.memory_analysis().alias_size_in_bytes == 0
 
 
+def test_products_of_a_step_on_cpus_are_eigens():
+    """What XLA gives to YNN it names so; a step without the loop's options shows it."""
+    rule, _ = optimizer.make_optimizer(make_config().optimizer, FNS.logical_axes)
+    mesh = mesh_lib.make_mesh(make_config().mesh, jax.devices()[:1])
+    state = state_lib.abstract_state(FNS, rule, 1, mesh)
+
+    def step(state, batch, key):
+        return state, jnp.tanh(batch @ batch)
+
+    batch = jax.ShapeDtypeStruct((256, 256), jnp.float32)
+    arguments = (state, batch, jax.eval_shape(lambda: jax.random.key(0)))
+    taken, default = (
+        jitted.lower(*arguments).compile().as_text()
+        for jitted in (loop.jit_step(step, state), jax.jit(step))
+    )
+    assert " dot(" in taken and "ynn" not in taken
+    assert "ynn" in default
+
+
 @pytest.mark.parametrize("log_every", [4, 1])
 def test_numbers_are_fetched_one_step_late_and_only_to_be_logged(tmp_path, monkeypatch, log_every):
     """Records after how many batches anything was read from a device."""
