@@ -6,7 +6,7 @@
 
 Hardware: 2 CPU cores, 3 GB. 658 steps of its arm in the study are too few to draw, 1,975 paint 68 %
 of the held-out prompts exactly (docs/results.md). A step costs twice the FLOPs of one of the easy
-recipe, and about three times its processor time (docs/study/README.md).
+recipe (docs/study/README.md), and about twice its processor time (docs/performance.md).
 
 Of the 20,000 trajectories of an epoch 1.15 % are too long for a pack and left out, of the easy
 recipe's 1.1 %; T, V and G of the packs are 96 to 98 % full:

@@ -8,7 +8,8 @@ The argument names the arm, a function below. After commas: `world=hard`, the ar
 with the recipe of `strokes_hard`; `own=DIR`, the folder of self-sampled critiques that
 `self_critique` trains on. docs/study/README.md says how the study goes on.
 
-Hardware: 2 CPU cores. An arm takes about 20 minutes of them; results stand in docs/results.md.
+Hardware: one CPU core. An arm takes about 20 minutes of it, about an hour with the full budget;
+results stand in docs/results.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 from configs import strokes_hard, strokes_tiny
 
-SMALL, FULL = 2e13, 6e13  # training FLOPs; about 1,250 and 3,750 steps of `process`
+SMALL, FULL = 2e13, 6e13  # training FLOPs; about 1,290 and 3,870 steps of `process`
 
 # Chances of a fault: of a painting, and of one that only its critique is learnt from. An arm with
 # one kind of fault has as many of it as the arm with both has of either.

@@ -7,7 +7,8 @@
 
 --suite=train|sample|data|bagel_cpu|steps
 --config=FILE         whose step and data are measured; train and data
---checkpoint=DIR      who paints; default: the painter that comes along; sample
+--checkpoint=DIR      who paints; default: the painter that comes along; sample and
+                      steps
 --rounds=N            timed rounds of each call, interleaved (5)
 --prompts=N           length of the queue that is served (1000); sample
 --per_tag=N           prompts of each of the seven tags (100); steps

@@ -4,8 +4,9 @@
 
 --fixtures=DIR   folder with checkpoint/ and one .npz file a case
 --cases=A,B      only these cases (all)
---attention=NAME dense (the default), chunked or, on a TPU, pallas
---chunk=N        tokens of a chunk of chunked attention; 16, so that short sequences have several
+--attention=NAME dense (the default), chunked, rows, auto or, on a TPU, pallas
+--chunk=N        tokens of a chunk of chunked attention; 16, so that short sequences have several;
+                 rows has blocks of its own
 --layers=NAME    scan (the default) or unroll
 --json           print one JSON object as the last line
 

@@ -6,8 +6,8 @@
 Without an argument the painter is the one that comes with the package; with one, a run's working
 directory or one of its checkpoints. Training prompts only, half
 of them of the tag in which faults are most frequent; three paintings in four are sampled warmer, or
-without guidance, than the run would. The 2,000 paintings take about ten minutes on two CPU cores.
-Another size: --limit. Train on the result with {"kind": "folder", "path": "own"}.
+without guidance, than the run would. The 2,000 paintings take two and a half minutes of one CPU
+core. Another size: --limit. Train on the result with {"kind": "folder", "path": "own"}.
 """
 
 from ml_collections import ConfigDict
