@@ -110,6 +110,7 @@ def token_ids() -> TokenIds:
         image_start=ids["start_of_image"],
         image_end=ids["end_of_image"],
         end_of_text=ids["eos_token_id"],
+        specials=frozenset(ids.values()),
     )
 
 

@@ -83,6 +83,7 @@ class TokenIds:
       bos, eos: ``<|im_start|>``, ``<|im_end|>``.
       image_start, image_end: ``<|vision_start|>``, ``<|vision_end|>``.
       end_of_text: ``<|endoftext|>``.
+      specials: these five and whatever other special tokens the tokenizer has, which no text holds.
     """
 
     encode: Callable[[str], Sequence[int]]
@@ -91,6 +92,7 @@ class TokenIds:
     image_start: int
     image_end: int
     end_of_text: int
+    specials: frozenset[int]
 
     def control(self, following: Next) -> int:
         """The token that stands for a decision."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from process_gen.core.checks import check, fraction, positive
@@ -28,8 +29,9 @@ class SamplerConfig:
       image_guidance: scale of the branch that sees the texts only, in every mode but process; 1 is
         none, and without text guidance there is none either.
       guidance_interval: guidance acts while low < t <= high; outside, its branch does not run.
-      guidance_every: the text-dropped branch runs in every so many evaluations; in between, its
-        last difference to the conditional one is used again.
+      guidance_every: the text-dropped branch runs in every so many of a picture's evaluations in
+        which guidance acts; in between, its last difference to the conditional one is used again.
+        In modes "process" and "one_shot".
       sample_latents: whether a picture that a context reads enters as a draw from the autoencoder's
         distribution, as in BAGEL, or as its mean; only model.codec="flux" has one.
       renorm: how a guided velocity is scaled back, see `core.flow_matching`.
@@ -39,7 +41,8 @@ class SamplerConfig:
       max_text: tokens of one text segment, both boundary tokens included.
       max_images: pictures of one trajectory.
       max_prompt: tokens of a prompt; a longer one is refused.
-      max_context: tokens that a painting may hold in its cache; one that needs more is closed.
+      max_context: tokens that a painting may hold in its cache; one that needs more is closed, a
+        prompt that does is refused. In modes "process" and "one_shot"; other contexts grow.
     """
 
     batch: int = 16
@@ -67,6 +70,9 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, float):
+                check(math.isfinite(value), f"sampler.{name} must be finite, got {value}")
         positive(
             "sampler",
             batch=self.batch,

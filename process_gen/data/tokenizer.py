@@ -76,6 +76,7 @@ class Tokenizer(Protocol):
       bos, eos: ``<|im_start|>`` and ``<|im_end|>``, around every text.
       image_start, image_end: ``<|vision_start|>`` and ``<|vision_end|>``, around every image copy.
       end_of_text: ``<|endoftext|>``, the decision to stop.
+      specials: ids of these and of all other special tokens.
       fingerprint: hash of everything that decides the ids.
     """
 
@@ -85,6 +86,7 @@ class Tokenizer(Protocol):
     image_start: int
     image_end: int
     end_of_text: int
+    specials: frozenset[int]
     fingerprint: str
 
     def encode(self, text: str) -> list[int]:
@@ -127,12 +129,12 @@ class BpeTokenizer:
         missing = [name for name in SPECIALS if name not in special]
         if missing:
             raise DataError(f"{where} lacks the special token(s) {', '.join(missing)}")
-        self._special = frozenset(special.values())
+        self.specials = frozenset(special.values())
         ordinary = set(self._bpe.get_vocab(with_added_tokens=False).values())
-        clash = sorted(self._special & ordinary)
+        clash = sorted(self.specials & ordinary)
         if clash:
             raise DataError(f"{where}: special id(s) {clash} are also ordinary tokens")
-        self.vocab_size = max(ordinary | self._special) + 1  # ids may leave holes
+        self.vocab_size = max(ordinary | self.specials) + 1  # ids may leave holes
         self.bos = special[BOS]
         self.eos = special[EOS]
         self.image_start = special[IMAGE_START]
@@ -182,7 +184,7 @@ class BpeTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`; special ids are left out, bytes that are no UTF-8 become U+FFFD."""
-        plain = [int(i) for i in ids if int(i) not in self._special]
+        plain = [int(i) for i in ids if int(i) not in self.specials]
         return self._bpe.decode(plain, skip_special_tokens=False)
 
 
@@ -222,6 +224,7 @@ def token_ids(tokenizer: Tokenizer) -> TokenIds:
         image_start=tokenizer.image_start,
         image_end=tokenizer.image_end,
         end_of_text=tokenizer.end_of_text,
+        specials=tokenizer.specials,
     )
 
 

@@ -128,7 +128,8 @@ def load_model(folder: Path, **how: Any) -> Model:
     fns = build(config)
     ids = bagel_config.stated_ids(bagel_config.read_settings(checkpoint))
     names = ("bos_token_id", "eos_token_id", "start_of_image", "end_of_image")
-    tokens = TokenIds(lambda text: (), *(ids[name] for name in names), end_of_text=-1)
+    numbers = [ids[name] for name in names]
+    tokens = TokenIds(lambda text: (), *numbers, end_of_text=-1, specials=frozenset(numbers))
     return Model(
         config=config,
         fns=fns,

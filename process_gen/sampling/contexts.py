@@ -320,7 +320,7 @@ class ContextPrograms:
         """
         ids = self.ids
         forbidden_W = np.arange(self.config.model.vocab_size) >= self.vocab_size
-        forbidden_W[[ids.image_start, ids.image_end, ids.end_of_text]] = True
+        forbidden_W[[ids.end_of_text, *(ids.specials - {ids.bos, ids.eos})]] = True
         key_1 = caches.keys(jnp.asarray(seed_4)[None])
 
         context = _read(pool, at)

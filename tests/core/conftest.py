@@ -26,6 +26,7 @@ def ids() -> TokenIds:
         image_start=3,
         image_end=4,
         end_of_text=5,
+        specials=frozenset(range(1, 6)),
     )
 
 

@@ -33,7 +33,8 @@ class Says:
     def __init__(self, *texts: str):
         self._real = load_tokenizer()
         self.texts, self.asked = texts, 0
-        for name in ("vocab_size", "bos", "eos", "image_start", "image_end", "end_of_text"):
+        names = "vocab_size bos eos image_start image_end end_of_text specials"
+        for name in names.split():
             setattr(self, name, getattr(self._real, name))
         self.fingerprint = "says"
 
@@ -213,6 +214,33 @@ def test_what_cannot_be_read_is_refused_and_the_rest_painted(painter):
     assert "empty" in out[0].text and "tokens" in out[1].text and "Unicode" in out[2].text
     assert out[0].final_image is None
     assert out[3].prompt == hostile[3]
+
+
+def test_a_prompt_that_no_cache_holds_is_refused_and_the_rest_painted(painter):
+    long = "word " * 70
+    assert 256 < len(painter.tokenizer.encode(long)) < 400
+    out = painter.paint([long, "a circle"], mode="one_shot", max_prompt=400)
+    assert [t.finish_reason for t in out] == ["refused", "finished"]
+    assert "more than 254" in out[0].text
+
+
+def test_no_special_token_is_written(params):
+    """All ids but two are special ones of this tokenizer: texts consist of one and end with one."""
+    told = []
+
+    class Listens(Says):
+        def decode(self, ids):
+            told.extend(ids)
+            return super().decode(ids)
+
+    tokenizer = Listens(PLAN)
+    free = max(set(range(tokenizer.vocab_size)) - tokenizer.specials)
+    Painter(CONFIG, params, tokenizer=tokenizer).paint(PROMPTS)
+    assert set(told) - {free}
+    told.clear()
+    tokenizer.specials = frozenset(range(tokenizer.vocab_size)) - {free}
+    Painter(CONFIG, params, tokenizer=tokenizer).paint(PROMPTS)
+    assert set(told) == {free}
 
 
 def test_stopping_closes_what_is_under_way(painter):
