@@ -32,7 +32,8 @@ from process_gen.train.progress import duration
 
 REPORT, SCORES, STRIPS = "report.html", "scores.json", "strips"
 RUN = "run.json"  # what was asked for: written before the first picture
-FILES = (records.FINISHED, records.PART, REPORT, SCORES, RUN, judged.FILE)
+LINES = (records.FINISHED, records.EARLIER, records.PART)
+FILES = (*LINES, REPORT, SCORES, RUN, judged.FILE)
 FOLDERS = (records.PICTURES, records.STEPS, STRIPS)
 TRAIN = "python -m launch.train --config=configs/strokes_tiny.py --workdir=runs/tiny"
 
@@ -171,7 +172,9 @@ def paint(
         if not resume:
             clear(out)
         out.mkdir(parents=True, exist_ok=True)
-        (out / RUN).write_text(json.dumps(asked, indent=1) + "\n")
+        new = out / f"{RUN}.tmp"
+        new.write_text(json.dumps(asked, indent=1) + "\n")
+        new.replace(out / RUN)
         for record in before:
             done.add(record, records.load(record, out) if kept(record) else None)
         done.before = (done.count, done.pictures)
@@ -255,7 +258,7 @@ def check_same(out: epath.Path, asked: Mapping[str, Any]) -> None:
       ConfigError: it painted with other weights, prompts or settings, or cannot be read.
     """
     if not (out / RUN).exists():
-        if any((out / name).exists() for name in (records.FINISHED, records.PART)):
+        if any((out / name).exists() for name in LINES):
             raise ConfigError(f"--resume: {out} has no {RUN}, so nobody knows what it was to paint")
         return
     try:

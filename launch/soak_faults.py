@@ -300,7 +300,7 @@ def paint(checkpoint: Path, out: Path, log: Path, prompts: Path) -> Any:
 
 def painted(out: Path) -> list[str]:
     """What was painted, finished or not: whole lines without clocks, pictures as their sums."""
-    for name in (records.FINISHED, records.PART):
+    for name in (records.FINISHED, records.EARLIER, records.PART):
         if (out / name).exists():
             lines = (out / name).read_text().split("\n")[:-1]
             return [_without_clock(json.loads(line), out) for line in lines]

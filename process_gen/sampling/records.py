@@ -2,6 +2,7 @@
 
     trajectories.jsonl             sorted by prompt, then by sample; written when all is painted
     trajectories.part.jsonl        the same lines in the order of painting, while they are painted
+    trajectories.earlier.jsonl     those of an interrupted run, while one that goes on copies them
     pictures/00003-0.png           the final picture of prompt 3, sample 0
     steps/00003-0-1-sketch.png     pictures of its first step; "-refined" where there is one
 
@@ -31,6 +32,7 @@ from process_gen.core.trajectory import (
 
 FINISHED = "trajectories.jsonl"
 PART = "trajectories.part.jsonl"
+EARLIER = "trajectories.earlier.jsonl"  # `PART` of an earlier run, until a new one has its lines
 PICTURES, STEPS = "pictures", "steps"
 PICTURE_NAME = re.compile(r"\d{5,}-\d+(-\d+-(sketch|refined|input))?\.png")
 
@@ -60,9 +62,17 @@ class Recorder:
     def __enter__(self) -> Recorder:
         for name in (PICTURES, STEPS):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._file = (self.folder / PART).open("wb")
-        for record in self._before:
-            self._write(record)
+        part, earlier = self.folder / PART, self.folder / EARLIER
+        if self._before and part.exists() and not earlier.exists():
+            part.replace(earlier)
+        self._file = part.open("wb")
+        try:
+            for record in self._before:
+                self._write(record)
+        except BaseException:
+            self._file.close()
+            raise
+        earlier.unlink(missing_ok=True)
         return self
 
     def add(self, trajectory: Trajectory) -> dict[str, Any]:
@@ -178,7 +188,7 @@ def unfinished(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
       DataError: a line that is no JSON object with its place.
     """
     found: dict[tuple[int, int], dict[str, Any]] = {}
-    for name in (FINISHED, PART):
+    for name in (FINISHED, EARLIER, PART):
         if not (epath.Path(folder) / name).exists():
             continue
         for record, where in _lines(epath.Path(folder) / name):
@@ -208,7 +218,7 @@ def _lines(file: epath.Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Each line's object, and where it stands."""
     with file.open("rb") as rows:
         for number, line in enumerate(rows, 1):
-            if not line.endswith(b"\n") and file.name == PART:
+            if not line.endswith(b"\n") and file.name in (PART, EARLIER):
                 return
             if not line.strip():
                 continue

@@ -105,6 +105,34 @@ def test_what_is_cut_off_while_it_is_sorted_is_no_finished_file(tmp_path):
     assert [record["index"] for record in records.unfinished(tmp_path)] == [1]
 
 
+def test_going_on_that_is_cut_off_at_once_loses_no_line(tmp_path, monkeypatch):
+    def unfinished():
+        return [record["index"] for record in records.unfinished(tmp_path)]
+
+    with pytest.raises(KeyboardInterrupt), records.Recorder(tmp_path) as recorder:
+        for i in range(3):
+            recorder.add(painting(i))
+        raise KeyboardInterrupt
+    earlier, write_line = records.unfinished(tmp_path), records.Recorder._write
+
+    def killed(self, record):
+        if record["index"] == 1:
+            raise OSError("no space left")
+        write_line(self, record)
+
+    for _ in range(2):  # the second one finds what the first has left
+        with monkeypatch.context() as patched:
+            patched.setattr(records.Recorder, "_write", killed)
+            with pytest.raises(OSError, match="no space"):
+                records.Recorder(tmp_path, earlier).__enter__()
+        assert len((tmp_path / records.PART).read_bytes().splitlines()) == 1  # it was lost there
+        assert unfinished() == [0, 1, 2]
+    with records.Recorder(tmp_path, records.unfinished(tmp_path)) as recorder:
+        assert not (tmp_path / records.EARLIER).exists() and unfinished() == [0, 1, 2]
+        recorder.add(painting(3))
+    assert unfinished() == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     "made",
     [
@@ -119,8 +147,22 @@ def test_what_is_cut_off_while_it_is_sorted_is_no_finished_file(tmp_path):
             finish_reason="malformed",
         ),
         painting(inputs=(image(8), image(9))),
+        painting(steps=(), final_image=None, mode="understand", text="a cat"),
+        painting(
+            steps=(), final_image=None, mode="understand", text=" ", finish_reason="malformed"
+        ),
     ],
-    ids=["process", "hostile", "one_shot", "refused", "half a plan", "half a tag", "inputs"],
+    ids=[
+        "process",
+        "hostile",
+        "one_shot",
+        "refused",
+        "half a plan",
+        "half a tag",
+        "inputs",
+        "answer",
+        "blank answer",
+    ],
 )
 def test_round_trip(tmp_path, made):
     (found,) = records.read(write(tmp_path, made))
