@@ -100,13 +100,14 @@ def denoise(config: Config, mesh: Mesh) -> Program:
     programs, weights, pool, rows = _painting(config, mesh)
     sampler, model = config.sampler, config.model
     guided = sampler.guidance != 1.0
-    grid = flow.time_grid(sampler.denoise_steps, sampler.timestep_shift)
+    own = sampler.process_shift
+    grid = flow.time_grid(sampler.denoise_steps, sampler.timestep_shift if own is None else own)
     times = flow.evaluation_times(grid, sampler.solver)
-    fresh = np.arange(len(times)) % sampler.guidance_every == 0
-    acts = flow.guided_at(times, sampler.guidance_interval) & fresh
+    acts = int(flow.guided_at(times, sampler.guidance_interval).sum())
+    fresh = -(-acts // sampler.guidance_every)
     side = programs.size[0] // programs.codec.side
     one = flops.velocity(side * side, sampler.max_context)
-    work = one * (sampler.batch * (len(times) + guided * int(acts.sum())))
+    work = one * (sampler.batch * (len(times) + guided * fresh))
     # A picture's boundary tokens pass the und expert; of the table they are two rows.
     unread = ("embed", "lm_head", "und_encoder", "connector")
     read = {name: part for name, part in weights.model.items() if name not in unread}

@@ -175,9 +175,8 @@ class Programs:
         """
         ids, sampler = self.ids, self.sampler
         batch, longest = rows.index_B.shape[0], sampler.max_text
-        special = np.array([ids.bos, ids.image_start, ids.image_end, ids.end_of_text])
         forbidden_W = np.zeros(self.config.model.vocab_size, bool)
-        forbidden_W[special] = True
+        forbidden_W[list(ids.specials - {ids.eos})] = True
         # Rows of the table beyond the vocabulary are untrained.
         forbidden_W[self.vocab_size :] = True
         keys_B = keys(rows.seed_Bx4)
@@ -306,7 +305,7 @@ class Programs:
             return flow.to_velocity(output, x, t, model.prediction, self.config.loss.min_t)
 
         def velocity(x: jax.Array, t_B: jax.Array, memory: tuple) -> tuple[jax.Array, tuple]:
-            turn, difference = memory
+            count_B, difference = memory  # guided evaluations so far
 
             def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
                 conditional, dropped = jnp.split(velocities(x, t_B, 2), 2, 1)
@@ -314,7 +313,7 @@ class Programs:
 
             def alone(x: jax.Array) -> tuple[jax.Array, jax.Array]:
                 conditional = velocities(x, t_B, 1)
-                return conditional, conditional - difference
+                return conditional, conditional
 
             acts_B = flow.guided_at(t_B, sampler.guidance_interval)
             if not guided:
@@ -322,8 +321,12 @@ class Programs:
             elif always:
                 conditional, dropped = both(x)
             else:
-                fresh = jnp.any(acts_B) & (turn % every == 0)
-                conditional, dropped = jax.lax.cond(fresh, both, alone, x)
+                # A row's guidance is its own, whoever else makes the branch run.
+                fresh_B = acts_B & (count_B % every == 0)
+                conditional, dropped = jax.lax.cond(jnp.any(fresh_B), both, alone, x)
+                fresh = fresh_B[:, None, None]
+                dropped = jnp.where(fresh, dropped, conditional - difference)
+                difference = jnp.where(fresh, conditional - dropped, difference)
             acts = acts_B[:, None, None]
             v = flow.guide(
                 conditional,
@@ -334,7 +337,7 @@ class Programs:
                 renorm=sampler.renorm,
                 renorm_min=sampler.renorm_min,
             )
-            return v, (turn + 1, conditional - dropped)
+            return v, (count_B + acts_B, difference)
 
         shape = (n, model.latent_features)
         start = caches.noise(rows.seed_Bx4, shape)
@@ -342,7 +345,7 @@ class Programs:
         if image_BxHxWx3 is not None:
             earlier = self.codec.encode_pictures(weights.vae, image_BxHxWx3, None)
             start = flow.interpolate(earlier, start, grid[:, :1, None])
-        memory = (jnp.int32(0), jnp.zeros_like(start))
+        memory = (jnp.zeros(batch, jnp.int32), jnp.zeros_like(start))
         latents = flow.integrate(
             velocity, start, grid, sampler.solver, steps=course.steps, memory=memory
         )

@@ -83,6 +83,9 @@ def test_painting_reads_both_experts_and_no_head():
         # 1, then 0.9 to 0.5 twice
         ({"solver": "heun", "guidance_interval": (0.45, 1.0)}, 19, 11),
         ({"timestep_shift": 3.0, "guidance_interval": (0.45, 1.0)}, 10, 8),
+        ({"process_shift": 3.0, "guidance_interval": (0.45, 1.0)}, 10, 8),
+        # 0.5 and 0.2: what counts is where guidance acts.
+        ({"guidance_interval": (0.0, 0.55), "guidance_every": 3}, 10, 2),
     ],
 )
 def test_painting_is_guided_where_the_sampler_guides(sampler, evaluations, guided):

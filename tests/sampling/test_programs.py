@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,6 +197,28 @@ def test_another_word_in_the_cache_is_noticed():
         walk.text(prompt_text(f"a {word} circle", "process"))
         logits.append(walk.text("the same plan"))
     assert np.abs(logits[0] - logits[1]).max() > 1e-3
+
+
+def test_when_a_row_is_guided_is_its_own_affair():
+    """Guidance begins late, and a mate that paints a later picture reaches that time sooner."""
+    config = make_config("vit")
+    rare = dataclasses.replace(
+        config.sampler, guidance_interval=(0.2, 0.75), guidance_every=2, batch=2
+    )
+    walk = Walk(dataclasses.replace(config, sampler=rare))
+    walk.text("two blue stars")
+    grey = np.full((2, 32, 32, 3), 128, np.uint8)
+
+    def paint(mate_start, scale=4.0):
+        grids = [flow.time_grid(10, 1.0, start) for start in (mate_start, 1.0)]
+        weights, rows = Weights(walk.params, None), walk.rows(9)
+        at = course(grids, 2, scale)
+        made = walk.programs.denoise(weights, walk.pool, rows, True, at, grey)
+        return np.asarray(made)[1].astype(int)
+
+    alone = paint(0.1)  # a mate that is never guided
+    assert np.abs(alone - paint(0.6)).max() <= 1
+    assert np.abs(alone - paint(0.1, scale=1.0)).max() > 1
 
 
 def test_greedy_text_is_what_a_full_pass_would_choose():
