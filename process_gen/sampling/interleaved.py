@@ -193,6 +193,8 @@ class Interleaver:
         if self.thinks or not self.paints:
             painting.text, cut = self._write(painting, contexts)
             reason = "max_text" if cut else reason
+            if not self.paints and not painting.text.strip():
+                reason = "malformed"
         if self.thinks:
             # Later tokens see the text as a reader would encode it, with both boundary tokens.
             thought = self._bounded(self.tokenizer.encode(painting.text or ""))

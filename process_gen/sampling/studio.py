@@ -168,7 +168,8 @@ class Studio:
 
     def _admit(self, request: Request) -> None:
         painting = Painting.of(request, self.mode, self.seed, self.sampler.max_images)
-        tokens = prompt_tokens(painting, self.tokenizer, self.sampler.max_prompt)
+        longest = min(self.sampler.max_prompt, self.sampler.max_context)
+        tokens = prompt_tokens(painting, self.tokenizer, longest)
         if tokens is None:
             self.done.append(painting)
         else:

@@ -14,7 +14,7 @@ import process_gen
 from launch import import_bagel
 from process_gen.checkpoint import bagel
 from process_gen.core.configs import Config
-from process_gen.core.errors import CheckpointError, ConfigError
+from process_gen.core.errors import CheckpointError, ConfigError, TrajectoryError
 from process_gen.core.trajectory import validate
 from process_gen.data.tokenizer import load_tokenizer
 from process_gen.models.shapes import BAGEL
@@ -190,6 +190,19 @@ def test_a_prompt_that_cannot_be_read_is_refused(painter):
     made = painter.paint(prompts, mode="understand", images=[PICTURE], **QUICK)
     assert [t.finish_reason for t in made[:2]] == ["refused", "refused"]
     assert made[2].finish_reason != "refused"
+
+
+def test_a_blank_answer_is_no_answer(painter, monkeypatch):
+    monkeypatch.setattr(interleaved.Interleaved, "_write", lambda *_: (" \n", False))
+    asked = {"images": [PICTURE], "mode": "understand"}
+    (made,) = painter.paint(["a cat"], **asked, **QUICK)
+    assert made.finish_reason == "malformed" and made.text == " \n"
+    validate(made)  # so that it can be read back
+    with pytest.raises(TrajectoryError, match="an answer is missing"):
+        validate(dataclasses.replace(made, finish_reason="finished"))
+    monkeypatch.setattr(interleaved.Interleaved, "_write", lambda *_: ("a cat", False))
+    (made,) = painter.paint(["a cat"], **asked, **QUICK)
+    assert made.finish_reason == "finished"
 
 
 def test_stopping_closes_what_is_under_way(painter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -174,7 +175,14 @@ def test_sizes():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"final_steps": -1}, {"later_start": 1.5}, {"guidance_every": 0}, {"process_shift": 0.0}],
+    [
+        {"final_steps": -1},
+        {"later_start": 1.5},
+        {"guidance_every": 0},
+        {"process_shift": 0.0},
+        {"guidance": math.inf},
+        {"temperature": math.nan},
+    ],
 )
 def test_settings_out_of_range(settings):
     with pytest.raises(ConfigError, match=f"sampler.{next(iter(settings))}"):
