@@ -143,6 +143,21 @@ class TrainIterator:
         return self._rows.plan(epoch).hash
 
     @property
+    def plan_facts(self) -> str:
+        """That plan in words, the same on every process that will build the same packs.
+
+        Raises:
+          StalledError: a source does not answer within `data.timeout`, while it is measured.
+        """
+
+        def facts() -> str:
+            epoch = self.epoch
+            plan = self._rows.plan(epoch)
+            return f"plan {plan.hash} of epoch {epoch} ({plan.summary()})"
+
+        return self._watch.run(facts)
+
+    @property
     def epoch(self) -> int:
         """The epoch that the next batch begins in, from 0."""
         return self._rows.locate(self._next * self._rows_per_batch)[0]
@@ -216,7 +231,10 @@ class TrainIterator:
             raise DataError(
                 f"the packing plan of epoch {epoch} is {now}, the checkpoint was written with "
                 f"{saved}: sources, options, grammar, tokenizer, pack shape, seed or the data's "
-                "code changed; resume with the old ones or start a new run"
+                "code changed; resume with the old ones or start a new run. Or records could be "
+                f"read then and cannot be now, or the other way round ({self._unreadable(epoch)}): "
+                "if a read failed for a moment, start again; if records were mended or lost since, "
+                "put the old ones back, or start a new run with train.init_from"
             )
         if not 0 <= next_batch * rows - first_row < len(self._rows.plan(epoch)):
             raise DataError(
@@ -225,6 +243,11 @@ class TrainIterator:
         self.close()
         self._rows.believe(epoch, first_row)
         self._next = next_batch
+
+    def _unreadable(self, epoch: int) -> str:
+        count, reasons = len(self._rows.plan(epoch).bad_Kx2), self._rows.reasons(epoch)
+        first = f", the first: {reasons[0]}" if reasons else ""
+        return f"now {count} cannot be read{first}"
 
 
 def train_dataset(config: Config, blocks: Sequence[int] = (0,), count: int = 1) -> TrainIterator:

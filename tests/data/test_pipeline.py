@@ -196,6 +196,32 @@ def test_what_fails_in_a_worker_is_counted_here(tmp_path):
     assert "folder (source 0), record " in example and "epoch 0, pack" in example
 
 
+def test_a_record_that_could_not_be_read_changes_the_plan_and_is_named(tmp_path, monkeypatch):
+    strokes = build_source(SourceConfig("strokes"), 0)
+    manifest = write_folder(str(tmp_path / "data"), [strokes[i] for i in range(12)])
+    made = config(sources=[{"kind": "folder", "path": str(tmp_path / "data")}], rows=1)
+    shard = tmp_path / "data" / manifest["shards"][0]["file"]
+    whole = shard.read_bytes()
+
+    def on_host(name, data):
+        """What a host says that measures the folder by itself."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        shard.write_bytes(data)
+        return train_dataset(made)
+
+    state, facts = (it := on_host("a", whole)).get_state(), it.plan_facts
+    assert "12 trajectories" in facts and it.plan_hash in facts
+    assert on_host("b", whole).plan_facts == facts
+    damaged = on_host("c", whole[:200] + bytes(20) + whole[220:])
+    assert "1 unreadable" in damaged.plan_facts and damaged.plan_facts != facts
+    with pytest.raises(DataError, match=r"\(now 1 cannot be read, the first: folder .*start again"):
+        damaged.set_state(state)
+    # The other way round: mended since.
+    with pytest.raises(DataError, match=r"\(now 0 cannot be read\).*train.init_from"):
+        on_host("d", whole).set_state(damaged.get_state())
+    on_host("e", whole).set_state(state)
+
+
 @pytest.mark.parametrize(
     "change",
     [
