@@ -362,6 +362,39 @@ def test_strictness_makes_an_error_of_it(monkeypatch):
         take(iterator, 10)
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_run_whose_data_is_gone_ends(monkeypatch, rows):
+    readable = set(range(12))
+
+    class Bucket(Faulty):
+        def __getitem__(self, index):
+            if index not in readable:
+                raise DataError("the credentials have expired")
+            return self.whole[index]
+
+    def build(own, seed, split):
+        return Bucket(build_source(dataclasses.replace(own, kind="strokes"), seed), None)
+
+    monkeypatch.setitem(sources.KINDS, "bucket", build)
+    # Packs for one or two of the twelve.
+    small = {"text_len": 300, "und_len": 80, "gen_len": 144, "prefetch": 0}
+    iterator = train_dataset(config(sources=[{"kind": "bucket"}], rows=rows, **small))
+    take(iterator, 2)
+    readable.clear()
+    empty = []
+    with pytest.raises(DataError, match=r"none of the last \d+ planned .* have expired.*goes on"):
+        for _ in range(20):
+            empty.append(next(iterator))
+    assert not any((batch.label_BxT != NO_LABEL).any() for batch in empty)
+    assert 8 <= iterator.skipped.counts["failed"] < 16
+    # Partner: one record of every batch is enough, here of all that there are.
+    readable.add(0)
+    rows = len(iterator.plan())
+    left = train_dataset(config(sources=[{"kind": "bucket"}], rows=rows, **small))
+    take(left, 2)
+    assert left.skipped.counts["failed"] == 22
+
+
 def test_the_next_epoch_is_planned_while_one_is_read():
     iterator = train_dataset(config())
     next(iterator)
