@@ -123,14 +123,17 @@ class SelfSampling:
         self._prompts: Prompts = open_prompts(
             self.options.prompts, self.options.tags, size, self._seed
         )
-        meta = self._painter.meta
+        painter = self._painter
         self.identity = {
             "kind": f"self_sampling:{subset}",
             **identity_of(self.options),
             "prompts": self._prompts.fingerprint,
             "size": size,
             "seed": seed,
-            "painted_by": {key: meta[key] for key in _PAINTER if key in meta},
+            "painted_by": {
+                **{key: painter.meta[key] for key in _PAINTER if key in painter.meta},
+                "fingerprint": painter.fingerprint,
+            },
         }
 
     @property

@@ -15,7 +15,9 @@ from process_gen.core.grammar import Kind, Part, to_segments
 from process_gen.core.trajectory import Sampled, Step, Trajectory, parse_plan
 from process_gen.curation import self_sampling
 from process_gen.curation.engine import Passed, Record, Skip
+from process_gen.curation.makers import Makers
 from process_gen.curation.model_judge import ModelJudge, OwnJudge, own_verdict
+from process_gen.curation.multi_turn import MultiTurn
 from process_gen.curation.protocols import CheckRequest, Failed, Verdict
 from process_gen.curation.recipes import build_recipe, make_job
 from process_gen.curation.self_sampling import SelfSampling
@@ -32,6 +34,7 @@ class Painter:
     """Paints by the renderer, with faults that it does not notice, and some false alarms."""
 
     meta = {"step": 7, "weights": "ema", "path": "here"}
+    fingerprint = "f00d"
 
     def __init__(self, conflict=0.15, misalignment=0.2, alarm=0.1):
         self.options = StrokesOptions(conflict=conflict, misalignment=misalignment)
@@ -202,7 +205,9 @@ def test_names_and_options(painter):
 
     kinds = [built(kind).identity["kind"] for kind in ("conflict", "alignment", "own_sketches")]
     assert kinds == ["self_sampling:conflict", "self_sampling:alignment", "self_sampling:both"]
-    assert built("conflict").identity["painted_by"] == {"step": 7, "weights": "ema"}
+    assert built("conflict").identity["painted_by"] == {
+        "step": 7, "weights": "ema", "fingerprint": "f00d",
+    }  # fmt: skip
     for wrong in ({"settings": ()}, {"right_per_fault": -1.0}, {"wieghts": "ema"}):
         with pytest.raises(ConfigError):
             built("conflict", **wrong)
@@ -217,6 +222,22 @@ def test_the_painter_that_comes_along_is_the_default(monkeypatch):
     assert asked == [("", "latest", "ema")] and identity["options"]["checkpoint"] == ""
     other = SelfSampling("conflict", {"checkpoint": "here"}, 4, 0).identity
     assert asked[1:] == [("here", "latest", "ema")] and other != identity
+
+
+def test_other_weights_in_the_same_place_are_another_build(painter):
+    def of(judge, fingerprint):
+        painter.fingerprint = fingerprint
+        makers = Makers(judge=judge, checkpoint="here")
+        built = [
+            SelfSampling("conflict", {"checkpoint": "here"}, 4, 0).identity,
+            MultiTurn({"makers": makers}, 4, 0).identity,
+        ]
+        return [json.dumps(identity, sort_keys=True) for identity in built]
+
+    assert of("model", "a") == of("model", "a")
+    assert all(x != y for x, y in zip(of("model", "a"), of("model", "b"), strict=True))
+    # Partner: where the checkpoint does nothing, its weights say nothing.
+    assert of("oracle", "a")[1] == of("oracle", "b")[1]
 
 
 # ---- judges of the model's own -------------------------------------------------------------------
