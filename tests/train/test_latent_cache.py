@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from configs import bagel_debug
 from launch import common, encode_latents, import_bagel, make_data
@@ -150,6 +151,22 @@ def test_an_interrupted_command_goes_on(imported, folder, tmp_path, capsys):
     assert "8 of 11 trajectories" in capsys.readouterr().out
     ended = json.loads((tmp_path / "d" / "latents" / "manifest.json").read_text())
     assert ended == done
+
+
+def test_a_kill_while_the_manifest_is_written_leaves_the_one_before(tmp_path, monkeypatch):
+    file = epath.Path(tmp_path) / "manifest.json"
+    latent_cache._publish(file, "one")
+
+    def killed(*_):
+        raise SystemExit
+
+    for call in ("fsync", "replace"):  # with all of the new one written, and with it on the disk
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(latent_cache.os, call, killed)
+            latent_cache._publish(file, "two")
+        assert file.read_text() == "one"
+    latent_cache._publish(file, "three")  # over what is left beside
+    assert file.read_text() == "three" and [p.name for p in file.parent.iterdir()] == [file.name]
 
 
 def test_latents_of_something_else_are_refused(imported, folder, tmp_path, capsys):
