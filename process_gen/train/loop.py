@@ -454,6 +454,8 @@ def _loop(
             found = run.measure(due, step, state)
             best = run.improves(due, found)
             stop = interrupted() if alone else agreement.agreed_stop(interrupted(), step)
+            if stop and not last and step % train.log_every:
+                log.end_window(step, total, run.counters())  # its sums are in no checkpoint
             if best or stop or last or (train.save_every and step % train.save_every == 0):
                 run.guard.settle()
                 log.check(step)
