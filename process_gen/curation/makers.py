@@ -96,10 +96,16 @@ _HOW = (
 
 
 def identity_of(options: Any) -> dict[str, Any]:
-    """The options of a recipe as its identity has them, and the words that servers are asked in.
+    """The options of a recipe as its identity has them, and what they name by a place only.
+
+    That is the words that servers are asked in, and the weights of a checkpoint that judges: the
+    latest of a run becomes another one while the run goes on.
 
     Args:
       options: a dataclass with a field `makers`.
+
+    Raises:
+      CheckpointError: nothing usable is where the judge should be.
     """
     makers: Makers = options.makers
     values = dataclasses.asdict(options)
@@ -121,7 +127,13 @@ def identity_of(options: Any) -> dict[str, Any]:
             makers.remote_drafter if name == "draw" and makers.remote_drafter else makers.remote
         )
         templates[name] = load_template(name, server.get("templates", "")).fingerprint
-    return {"options": values, "templates": templates}
+    judged_by = {}
+    if makers.judge == "model":
+        from process_gen.curation.self_sampling import load_painter
+
+        painter = load_painter(makers.checkpoint, makers.step, makers.weights)
+        judged_by = {"judged_by": painter.fingerprint}
+    return {"options": values, "templates": templates, **judged_by}
 
 
 class Workshop:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from process_gen.core.errors import TrajectoryError
-from process_gen.core.trajectory import Step, Trajectory, refine_command
+from process_gen.core.trajectory import Step, Trajectory, parse_plan, refine_command
 from process_gen.curation.protocols import CheckRequest, Failed, Verdict
 
 
@@ -33,6 +33,37 @@ def own_verdict(inspection: str, refined_plan: str | None) -> Verdict | Failed:
     if refined_plan is None:
         return Verdict(analysis, "misalignment", command)
     return Verdict(analysis, "conflict", command, refined_plan)
+
+
+def inspection_of(painting: Trajectory, number: int) -> str | None:
+    """What a painting says of one of its steps, if it came to the end of it.
+
+    `<refine>` comes last, so that an inspection that was cut reads as if nothing were wrong.
+
+    Args:
+      painting: a painter's, as it closed it.
+      number: of the step.
+    """
+    step = painting.steps[number]
+    # Closed so, a painting says no more after the text that was cut or that breaks the grammar.
+    last = number == len(painting.steps) - 1 and step.refined_plan is None
+    if last and painting.finish_reason in ("max_text", "malformed"):
+        return None
+    return step.inspection
+
+
+def _verdict(painting: Trajectory, number: int) -> Verdict | Failed:
+    """What the painter that went on with a painting says of the step that it was to inspect."""
+    if number >= len(painting.steps):
+        why = painting.text or f"the painting ended before: {painting.finish_reason}"
+        return Failed("a step that the judge could not read", why)
+    plan = painting.steps[number].refined_plan
+    inspection = inspection_of(painting, number)
+    if inspection is None:
+        return Failed("an inspection that came to no end")
+    if plan is not None and parse_plan(plan) is None:
+        return Failed("a re-emitted plan that cannot be read", plan, "conflict")
+    return own_verdict(inspection, plan)
 
 
 class OwnJudge:
@@ -82,10 +113,5 @@ class ModelJudge:
                 [starts[i] for i in group], temperature=0.0, max_images=pictures
             )
             for i, trajectory in zip(group, painted, strict=True):
-                step = trajectory.steps[len(requests[i].earlier)]
-                answers[i] = (
-                    Failed("an inspection that came to no end")
-                    if step.inspection is None or trajectory.finish_reason == "malformed"
-                    else own_verdict(step.inspection, step.refined_plan)
-                )
+                answers[i] = _verdict(trajectory, len(requests[i].earlier))
         return answers

@@ -209,7 +209,7 @@ class CheckRequest:
       picture: its sketch; None asks for the plan's consistency with the prompt alone.
       seed: for a judge that draws at random.
       said, replanned: what the painter itself wrote of it, inspection and re-emitted plan; None
-        where it wrote none.
+        where it wrote none, or not to the end.
     """
 
     prompt: str

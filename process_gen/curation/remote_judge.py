@@ -196,17 +196,18 @@ def scene_graph(answer: Mapping[str, Any]) -> SceneGraph:
     """
     nodes = []
     for i, item in enumerate(answer["nodes"]):
-        if not 1 <= item["count"] <= _MAX_COUNT:
-            raise Unfit("contradiction", f"node {i} has count {item['count']}")
+        count = int(item["count"])  # to the schema 2.0 is an integer too
+        if not 1 <= count <= _MAX_COUNT:
+            raise Unfit("contradiction", f"node {i} has count {count}")
         attributes = tuple(clean(text, f"attribute of node {i}") for text in item["attributes"])
         color = clean(item["color"], f"color of node {i}") if item["color"] else None
         name = clean(item["name"], f"name of node {i}")
-        nodes.append(Node(name, item["count"], color, attributes, item["background"]))
+        nodes.append(Node(name, count, color, attributes, item["background"]))
     if not nodes:
         raise Unfit("contradiction", "no nodes")
     edges = []
     for i, item in enumerate(answer["edges"]):
-        ends = (item["subject"], item["target"])
+        ends = (int(item["subject"]), int(item["target"]))
         if ends[0] == ends[1] or not all(0 <= end < len(nodes) for end in ends):
             raise Unfit("contradiction", f"edge {i} joins {ends[0]} and {ends[1]}")
         edges.append(Edge(ends[0], clean(item["relation"], f"relation of edge {i}"), ends[1]))

@@ -26,12 +26,17 @@ class Pace:
 
     def reserve(self, tokens: float) -> float:
         """Books the next free moment for a request of so many tokens; seconds until then."""
+        start, now = self._book(tokens)
+        return start - now
+
+    def _book(self, tokens: float) -> tuple[float, float]:
+        """The moment that was free, and that of asking."""
         with self._lock:
             now = self._clock()
             start = max(now, self._next_request, self._next_token, self._resume)
             self._next_request = start + self._per_request
             self._next_token = start + tokens * self._per_token
-            return start - now
+            return start, now
 
     def pause(self, seconds: float) -> None:
         """Nothing may start for so long, what has been booked included."""
@@ -40,10 +45,13 @@ class Pace:
 
     def wait(self, tokens: float, stop: threading.Event) -> None:
         """Waits for one's turn, or until `stop` is set."""
-        delay = self.reserve(tokens)
-        while delay > 0 and not stop.wait(delay):
+        start, now = self._book(tokens)
+        while start > now and not stop.wait(start - now):
             with self._lock:
-                delay = self._resume - self._clock()
+                if start >= self._resume:
+                    return
+            # What was booked lies in a pause. All such would start at its end, so each books anew.
+            start, now = self._book(tokens)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

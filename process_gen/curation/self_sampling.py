@@ -31,7 +31,7 @@ from process_gen.core.settings import build
 from process_gen.core.trajectory import Step, Trajectory, parse_plan
 from process_gen.curation.engine import Made, Passed, Record, Skip
 from process_gen.curation.makers import Makers, Workshop, identity_of
-from process_gen.curation.model_judge import OwnJudge, own_verdict
+from process_gen.curation.model_judge import OwnJudge, inspection_of
 from process_gen.curation.prompts import Prompts, open_prompts
 from process_gen.curation.protocols import CheckRequest, DrawRequest, Failed, Judge, Verdict
 from process_gen.curation.tallies import compare
@@ -123,14 +123,17 @@ class SelfSampling:
         self._prompts: Prompts = open_prompts(
             self.options.prompts, self.options.tags, size, self._seed
         )
-        meta = self._painter.meta
+        painter = self._painter
         self.identity = {
             "kind": f"self_sampling:{subset}",
             **identity_of(self.options),
             "prompts": self._prompts.fingerprint,
             "size": size,
             "seed": seed,
-            "painted_by": {key: meta[key] for key in _PAINTER if key in meta},
+            "painted_by": {
+                **{key: painter.meta[key] for key in _PAINTER if key in painter.meta},
+                "fingerprint": painter.fingerprint,
+            },
         }
 
     @property
@@ -211,7 +214,7 @@ class SelfSampling:
         tally[f"{setting}/paintings"] += 1
         for number, (request, verdict) in enumerate(zip(requests, verdicts, strict=True)):
             step = painting.steps[number]
-            own = own_verdict(request.said or "", request.replanned)
+            (own,) = OwnJudge().check([request])
             if truths is not None:
                 tally.update(compare("judge", verdict, truths[number]))
             tally.update(compare("painter", own, verdict if truths is None else truths[number]))
@@ -294,7 +297,7 @@ def _requests(item: int, painting: Trajectory) -> list[CheckRequest]:
                 step.plan,
                 step.sketch,
                 derived_seed(item, number) % 2**31,
-                step.inspection,
+                inspection_of(painting, number),
                 step.refined_plan,
             )
         )

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -59,39 +60,60 @@ def open_site(job: Job, folder: str) -> Iterator[Site]:
     Raises:
       DataError: the folder holds something else, or another process is building there.
     """
-    target = epath.Path(folder)
-    if (target / MANIFEST).exists():
-        manifest = read_manifest(folder)
-        if manifest.get("made_by") != _plain(job.identity):
-            raise DataError(f"{folder} is not empty; give a new folder")
+    while True:  # again, where another process has finished the build in the meantime
+        if (epath.Path(folder) / MANIFEST).exists():
+            yield Site(folder, [], job.items, _finished(job, folder))
+            return
+        if not _begin(job, folder):
+            continue
+        with _lock(folder) as own:
+            if not own or (epath.Path(folder) / MANIFEST).exists():
+                continue
+            remove_unfinished(folder)
+            receipts = [_read_receipt(job, folder, shard) for shard in range(job.shards)]
+            todo = [shard for shard, receipt in enumerate(receipts) if receipt is None]
+            left = sum(stop - start for start, stop in map(job.bounds, todo))
+            try:
+                yield Site(folder, todo, job.items - left)
+            finally:
+                remove_unfinished(folder)
+            return
+
+
+def _finished(job: Job, folder: str) -> dict[str, Any]:
+    """The manifest of this job."""
+    manifest = read_manifest(folder)
+    if manifest.get("made_by") != _plain(job.identity):
+        raise DataError(f"{folder} is not empty; give a new folder")
+    with _lock(folder):
         _clear(job, folder)  # a kill may have come before the last file was removed
-        yield Site(folder, [], job.items, manifest)
-        return
+    return manifest
+
+
+def _begin(job: Job, folder: str) -> bool:
+    """Says in the folder what is built there; whether nothing was finished meanwhile."""
+    target = epath.Path(folder)
     if not (target / BUILD).exists():
         left = list(target.iterdir()) if target.exists() else []
         if any(not path.name.startswith(UNFINISHED) for path in left):
+            if (target / MANIFEST).exists():
+                return False
             raise DataError(f"{folder} is not empty; give a new folder")
         target.mkdir(parents=True, exist_ok=True)
         write_json(folder, BUILD, _plain(job.identity))
-    _check_same(job, folder)
-    with _lock(folder):
-        remove_unfinished(folder)
-        receipts = [_read_receipt(job, folder, shard) for shard in range(job.shards)]
-        todo = [shard for shard, receipt in enumerate(receipts) if receipt is None]
-        left = sum(stop - start for start, stop in map(job.bounds, todo))
-        try:
-            yield Site(folder, todo, job.items - left)
-        finally:
-            remove_unfinished(folder)
+    return _check_same(job, folder)
 
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _check_same(job: Job, folder: str) -> None:
+def _check_same(job: Job, folder: str) -> bool:
+    """Refuses what another job has begun; False if the build was finished just now."""
     try:
         begun = json.loads((epath.Path(folder) / BUILD).read_text())
+    except FileNotFoundError:
+        return False
     except ValueError as error:
         raise DataError(f"{folder}/{BUILD} is damaged ({error}); give a new folder") from error
     for key, value in _plain(job.identity).items():
@@ -100,14 +122,22 @@ def _check_same(job: Job, folder: str) -> None:
                 f"{folder} holds the beginning of something else: {key} was {begun.get(key)!r}, "
                 f"now {value!r}; run it as it was begun, or give a new folder"
             )
+    return True
 
 
 @contextlib.contextmanager
-def _lock(folder: str) -> Iterator[None]:
+def _lock(folder: str) -> Iterator[bool]:
+    """Holds the folder's lock; gives False where its file went away while it was waited for."""
     if not is_local(folder):
-        yield
+        yield True
         return
-    with open(Path(folder) / BUILD) as file:
+    path = Path(folder) / BUILD
+    try:
+        file = open(path)
+    except FileNotFoundError:
+        yield False
+        return
+    with file:
         # A child that a killed process was just starting may hold its lock for a moment more.
         end = time.monotonic() + _PATIENCE
         while True:
@@ -118,7 +148,11 @@ def _lock(folder: str) -> Iterator[None]:
                 if time.monotonic() > end:
                     raise DataError(f"{folder} is being built by another process") from error
                 time.sleep(0.05)
-        yield
+        try:
+            own = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+        except FileNotFoundError:
+            own = False
+        yield own
 
 
 def _clear(job: Job, folder: str) -> None:

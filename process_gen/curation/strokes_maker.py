@@ -60,7 +60,8 @@ class StrokesPrompts:
         shares = np.array([float(weight) for weight in weights.values()])
         self._ends = np.cumsum(shares / shares.sum())
         self._size, self._seed = size, seed
-        self.fingerprint = f"strokes:{seed}:{sorted(weights.items())}"
+        # In their order, which decides what an index means.
+        self.fingerprint = f"strokes:{seed}:{list(weights.items())}"
 
     def __getitem__(self, index: int) -> Requirement:
         """A requirement in GenEval's schema."""

@@ -24,6 +24,7 @@ from process_gen.data.stalls import Watch
 from process_gen.data.workers import Workers
 
 STATE_VERSION = 1
+_ALL_LOST = 8  # trajectories in a row: more than a few bad records that lie side by side
 _THREADS = 2  # building a batch is mostly NumPy and Rust outside the interpreter's lock
 
 
@@ -89,6 +90,7 @@ class TrainIterator:
         self._batches = grain.MapDataset.source(self._own).batch(len(mine), batch_fn=stacked)
         self._next = 0
         self._taken: collections.Counter[int] = collections.Counter()  # trajectories, by source
+        self._lost = 0  # trajectories of the last batches, since one that had any
         self._iterator: Any = None
 
     def _orders(self) -> Iterator[list[Order]]:
@@ -113,7 +115,8 @@ class TrainIterator:
         """The next batch, NumPy arrays of ``[local rows, ...]``.
 
         Raises:
-          DataError: a record cannot be used, under `data.strict`; a worker died.
+          DataError: a record cannot be used, under `data.strict`; a worker died; nothing at all can
+            be read any more.
           StalledError: a source does not answer within `data.timeout`.
         """
         return self._watch.run(self._advance)
@@ -124,11 +127,24 @@ class TrainIterator:
             self._iterator = self._restart()
         batch, failed = next(self._iterator)
         each = len(self._mine)
+        before = self._taken.total()
         for place in range(self._next * each, (self._next + 1) * each):
             self._taken.update(source for source, _ in self._own.order(place).items)
         self._next += 1
         self._rows.count_failed(failed)
+        self._refuse_nothing(self._taken.total() - before, failed)
         return batch
+
+    def _refuse_nothing(self, planned: int, failed: Sequence[str]) -> None:
+        """Ends a run whose data is gone; else it would go on to its end on empty packs."""
+        self._lost = self._lost + planned if len(failed) == planned else 0
+        if self._lost >= _ALL_LOST:
+            raise DataError(
+                f"none of the last {self._lost} planned trajectories could be used, which leaves "
+                f"nothing to train on; the last: {failed[-1]}. Look at where the data is stored, "
+                "and whether this process may still read it. Started again, the run goes on from "
+                "its last checkpoint"
+            )
 
     def close(self) -> None:
         """Ends worker processes; the next batch starts them again."""
@@ -141,6 +157,21 @@ class TrainIterator:
         """Hash of the plan that the next batch begins in."""
         epoch, _ = self._rows.locate(self._next * self._rows_per_batch)
         return self._rows.plan(epoch).hash
+
+    @property
+    def plan_facts(self) -> str:
+        """That plan in words, the same on every process that will build the same packs.
+
+        Raises:
+          StalledError: a source does not answer within `data.timeout`, while it is measured.
+        """
+
+        def facts() -> str:
+            epoch = self.epoch
+            plan = self._rows.plan(epoch)
+            return f"plan {plan.hash} of epoch {epoch} ({plan.summary()})"
+
+        return self._watch.run(facts)
 
     @property
     def epoch(self) -> int:
@@ -216,7 +247,10 @@ class TrainIterator:
             raise DataError(
                 f"the packing plan of epoch {epoch} is {now}, the checkpoint was written with "
                 f"{saved}: sources, options, grammar, tokenizer, pack shape, seed or the data's "
-                "code changed; resume with the old ones or start a new run"
+                "code changed; resume with the old ones or start a new run. Or records could be "
+                f"read then and cannot be now, or the other way round ({self._unreadable(epoch)}): "
+                "if a read failed for a moment, start again; if records were mended or lost since, "
+                "put the old ones back, or start a new run with train.init_from"
             )
         if not 0 <= next_batch * rows - first_row < len(self._rows.plan(epoch)):
             raise DataError(
@@ -224,7 +258,12 @@ class TrainIterator:
             )
         self.close()
         self._rows.believe(epoch, first_row)
-        self._next = next_batch
+        self._next, self._lost = next_batch, 0
+
+    def _unreadable(self, epoch: int) -> str:
+        count, reasons = len(self._rows.plan(epoch).bad_Kx2), self._rows.reasons(epoch)
+        first = f", the first: {reasons[0]}" if reasons else ""
+        return f"now {count} cannot be read{first}"
 
 
 def train_dataset(config: Config, blocks: Sequence[int] = (0,), count: int = 1) -> TrainIterator:

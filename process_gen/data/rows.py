@@ -236,12 +236,16 @@ class Rows:
                         self._plans.popitem(last=False)
         return plan
 
+    def reasons(self, epoch: int) -> list[str]:
+        """Why records of a planned epoch cannot be used, the first of each source."""
+        return self._reasons.get(epoch, [])
+
     def _count_planned(self, epoch: int, plan: Plan) -> None:
         self._entered.add(epoch)
         if self._ahead:
             threading.Thread(target=self._plan_ahead, args=(epoch + 1,), daemon=True).start()
         bad, long = len(plan.bad_Kx2), len(plan.too_long_Kx5)
-        reasons = self._reasons.get(epoch, [])
+        reasons = self.reasons(epoch)
         if bad and self._strict:
             raise DataError(
                 f"{bad} records cannot be used; the first: {(reasons or ['?'])[0]} "

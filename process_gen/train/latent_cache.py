@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -116,10 +117,23 @@ def encode_folder(
         records = _encoded(_read(pictures, first, stop), encoder, _PICTURES * longest**2)
         entry = _write_shard(target / f"latents-{number:05d}-of-{shards:05d}.array_record", records)
         manifest["shards"].append(entry)
-        (target / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        _publish(target / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         report(stop, len(pictures))
     StoredLatents(folder, config, fingerprint)
     return manifest
+
+
+def _publish(file: epath.Path, text: str) -> None:
+    """Writes a file beside its place and renames it, so that a kill leaves the old one or this."""
+    if "://" in os.fspath(file):  # object stores show a file when its upload is complete
+        file.write_text(text)
+        return
+    beside = Path(f"{os.fspath(file)}.unfinished")
+    with beside.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(beside, file)
 
 
 def _read(pictures: _Pictures, first: int, stop: int) -> Iterator[_Item]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +18,16 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from process_gen.checkpoint import adapters, manager
 from process_gen.core import configs
 from process_gen.core.configs import Config
 from process_gen.core.errors import ConfigError
-from process_gen.core.interrupts import Preempted, finish_on_interrupt
+from process_gen.core.interrupts import finish_on_interrupt
 from process_gen.sharding import rules
+from process_gen.train import agreement, optimizer, progress, start, writers
 from process_gen.train import metrics as metrics_lib
-from process_gen.train import optimizer, progress, start, writers
 from process_gen.train import state as state_lib
 from process_gen.train.guard import Guard, Rollback, TrainingError
 from process_gen.train.state import TrainState
@@ -48,7 +46,8 @@ class Dataset(Protocol):
     """What the loop asks of a data iterator.
 
     It may have `counters() -> dict`, scalars that are logged with the training metrics, such as the
-    number of records left out.
+    number of records left out; and `plan_facts`, words that say what is read next and must be the
+    same on all processes.
     """
 
     def __next__(self) -> Any:
@@ -129,6 +128,7 @@ def fit(
 
     Raises:
       CheckpointError: `workdir` holds another config's checkpoints, or a damaged one.
+      DataError: processes have different plans of the data.
       ConfigError: the batch does not fit the mesh; `train.best_metric` is not measured.
       TrainingError: too many updates in a row had a loss or a gradient that is not finite.
     """
@@ -419,9 +419,12 @@ def _loop(
     # Several processes leave SIGTERM to jax, whose handler tells the others.
     numbers = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
     with finish_on_interrupt(numbers) as interrupted:
+        run.watchdog.at("the plan of the data")
+        plan = agreement.same_plan(run.dataset, "")
         while step < total:
             run.watchdog.at(f"the batch of step {step + 1}")
             batch = run.guard.draw(run.dataset)
+            plan = agreement.same_plan(run.dataset, plan)  # a batch may end in the next one
             run.watchdog.at(f"step {step + 1}")
             check_batch(batch)
             state, step_metrics = jitted(state, prepare(batch), key)
@@ -436,7 +439,10 @@ def _loop(
             log.write()
             log.add(step_metrics)
             previous = step_metrics
-            if train.minutes and (new := _agree(run.budget.update(step, total))) != total:
+            if (
+                train.minutes
+                and (new := agreement.agreed_total(run.budget.update(step, total))) != total
+            ):
                 total = new
                 state = state_lib.with_total(state, total)
             last = step >= total
@@ -447,7 +453,9 @@ def _loop(
                 log.write()
             found = run.measure(due, step, state)
             best = run.improves(due, found)
-            stop = interrupted() if alone else _agreed_stop(interrupted(), step)
+            stop = interrupted() if alone else agreement.agreed_stop(interrupted(), step)
+            if stop and not last and step % train.log_every:
+                log.end_window(step, total, run.counters())  # its sums are in no checkpoint
             if best or stop or last or (train.save_every and step % train.save_every == 0):
                 run.guard.settle()
                 log.check(step)
@@ -457,23 +465,3 @@ def _loop(
                 run.checkpoints.wait()  # while all processes are here
                 raise stop
     return state
-
-
-def _agreed_stop(stop: KeyboardInterrupt | None, step: int) -> KeyboardInterrupt | None:
-    """What to raise after this step, on all processes or on none.
-
-    After a SIGTERM anywhere, jax's coordination service finds a step that no process has passed
-    yet. It knows no other signal, so a Ctrl-C is passed on to it as one.
-    """
-    if stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-    if not multihost_utils.reached_preemption_sync_point(step):
-        return None
-    return stop or Preempted()
-
-
-def _agree(total_steps: int) -> int:
-    """The first process's number, on every process."""
-    if jax.process_count() == 1:
-        return total_steps
-    return int(multihost_utils.broadcast_one_to_all(np.int32(total_steps)))

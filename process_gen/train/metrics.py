@@ -67,10 +67,19 @@ def compute(collected: dict[str, Ratio]) -> dict[str, float]:
 
     This waits for the steps in it: call it when the next step is already on its way. A mean over
     nothing (no token of that stage was seen) is left out; a mean that is not finite is kept.
+    "NAME+TERM" is a term of NAME, which is the sum of its terms' means; one over nothing adds 0.
     """
     fetched = jax.device_get(collected)
-    return {
+    means = {
         name: float(np.float64(ratio.total) / np.float64(ratio.count))
         for name, ratio in fetched.items()
         if ratio.count != 0
     }
+    values = {}
+    for name in fetched:
+        whole, plus, _ = name.partition("+")
+        if plus:
+            values[whole] = values.get(whole, 0.0) + means.get(name, 0.0)
+        elif name in means:
+            values[name] = means[name]
+    return values

@@ -259,15 +259,33 @@ def _accumulate(share: Callable[[Any], Any], whole: Any, parts: int) -> Any:
 def make_eval_step(
     fns: ModelFns, config: Config, latents: Latents = _PIXELS
 ) -> Callable[[Any, PackedBatch, jax.Array], Metrics]:
-    """Builds ``(params, batch, key) -> metrics``; the same key gives the same times and noise."""
+    """Builds ``(params, batch, key) -> metrics``; the same key gives the same times and noise.
+
+    Each half of the loss is a pair of its own: added up over batches, the two are what one batch of
+    all their packs would have, however full the last one is (`metrics.compute`).
+    """
     final = config.loss.ce_weight_late
     ce_weight = config.loss.ce_weight if final is None else final
-    whole = functools.partial(_loss, fns=fns, config=config, latents=latents)
+    scales = stages.scale_table(config.loss.stage_scales)
+    whole = stages.Counts(jnp.float32(1.0), jnp.float32(1.0))
 
     def eval_step(params: Any, batch: PackedBatch, key: jax.Array) -> Metrics:
         draws, counts = draw(key, batch, latents), _counts(batch, config)
-        loss, metrics = whole({}, params, batch, draws, counts, ce_weight)
-        return {"loss": (loss, jnp.float32(1.0)), **metrics}
+        elements = elementwise_losses(fns, params, batch, draws, config, latents)
+
+        def summed(ce: float, mse: float) -> tuple[jax.Array, Metrics]:
+            return stages.reduce(
+                elements,
+                whole,
+                ce_weight=ce,
+                mse_weight=mse,
+                scales=scales,
+                ce_token_BxT=_text_weights(batch, config),
+            )
+
+        ce, metrics = summed(ce_weight, 0.0)
+        mse, _ = summed(0.0, config.loss.mse_weight)
+        return {"loss+ce": (ce, counts.ce), "loss+mse": (mse, counts.mse), **metrics}
 
     return eval_step
 

@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import json
 import threading
+import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -118,6 +120,52 @@ def test_what_is_done_is_not_made_again(tmp_path):
     assert made == [(5, 10), (15, 20)]
     assert (told[-1].done, told[-1].fresh) == (20, 10)
     assert content(parts) == content(whole)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_build_that_ended_while_it_was_waited_for_is_not_made_again(
+    tmp_path, monkeypatch, finished
+):
+    folder, waits, found = str(tmp_path / "data"), threading.Event(), []
+
+    def sleep(seconds):
+        waits.set()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(site, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+
+    def second():
+        with open_site(job(), folder) as opened:
+            found.append((list(opened.todo), opened.manifest))
+
+    with open_site(job(), folder) as first:
+        thread = threading.Thread(target=second)
+        thread.start()
+        assert waits.wait(20)
+        for shard in first.todo[: 4 if finished else 1]:
+            make_shard(job(), Toy(), length, folder, shard)
+        if finished:
+            finish(job(), first)
+    thread.join()
+    # Partner: a build that was given up is gone on with.
+    assert found == [([], read_manifest(folder)) if finished else ([1, 2, 3], None)]
+    assert (tmp_path / "data" / "build.json").exists() != finished
+
+
+def test_a_build_that_ended_between_two_looks_is_not_made_again(tmp_path, monkeypatch):
+    folder = str(tmp_path / "data")
+    begin = site._begin
+
+    def late(own, where):
+        if not (tmp_path / "data" / "manifest.json").exists():
+            with monkeypatch.context() as patch:
+                patch.setattr(site, "_begin", begin)
+                build(own, where)
+        return begin(own, where)
+
+    monkeypatch.setattr(site, "_begin", late)
+    with open_site(job(), folder) as opened:
+        assert opened.todo == [] and opened.manifest == read_manifest(folder)
 
 
 def break_receipt(folder):

@@ -1,6 +1,7 @@
 """What remote planner, writer, parser, drafter and judge ask, and what they accept as an answer."""
 
 import base64
+import json
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import pytest
 pytest.importorskip("openai")
 pytest.importorskip("jsonschema")
 
+import jsonschema
+
 from process_gen.core.errors import DataError
 from process_gen.core.trajectory import Step, decode_image, plan_text
+from process_gen.curation import remote_judge
 from process_gen.curation.prompt_graph import RuleParser
 from process_gen.curation.protocols import (
     Change,
@@ -29,6 +33,7 @@ from process_gen.curation.remote_judge import RemoteJudge, RemoteParser, scene_g
 from process_gen.curation.remote_options import RemoteOptions
 from process_gen.curation.remote_planner import RemotePlanner, RemoteWriter
 from process_gen.curation.remote_questions import Unfit
+from process_gen.curation.wording import describe
 from tests.curation.fake_server import FakeServer, picture_of
 
 PLAN = plan_text("Add a dog.", "A dog on a lawn.")
@@ -214,6 +219,16 @@ def test_graphs_that_contradict_themselves():
     ):
         with pytest.raises(Unfit, match="contradiction"):
             scene_graph(good | wrong)
+
+
+def test_whole_numbers_with_a_point_are_whole_numbers():
+    node = {"name": "dog", "count": 2.0, "color": None, "attributes": [], "background": False}
+    edge = {"subject": 0.0, "relation": "near", "target": 1.0}
+    answer = json.loads(json.dumps({"nodes": [node, node], "edges": [edge]}))
+    jsonschema.validate(answer, remote_judge._GRAPH)  # which refuses a half
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"nodes": [node | {"count": 1.5}], "edges": []}, remote_judge._GRAPH)
+    assert describe(scene_graph(answer)) == "two dogs, two dogs; the dogs near the dogs"
 
 
 @pytest.mark.parametrize("mode", ["json_object", "free"])

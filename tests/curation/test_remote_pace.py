@@ -49,6 +49,67 @@ def test_a_pause_holds_for_what_was_booked_before():
     assert clock.now - begin == pytest.approx(3.1)
 
 
+class Sleepers:
+    """Threads that wait for a clock which goes on when all of them do."""
+
+    def __init__(self, clock):
+        self.clock, self.changed, self.until = clock, threading.Condition(), []
+
+    def wait(self, timeout):
+        with self.changed:
+            until = self.clock.now + timeout
+            self.until.append(until)
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.clock.now >= until)
+            return False
+
+    def run(self, works):
+        awake = len(works)
+
+        def call(work):
+            nonlocal awake
+            work()
+            with self.changed:
+                awake -= 1
+                self.changed.notify_all()
+
+        threads = [threading.Thread(target=call, args=(work,), daemon=True) for work in works]
+        for thread in threads:
+            thread.start()
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: len(self.until) == awake)
+                if not awake:
+                    return
+                self.clock.now = min(self.until)
+                self.until = [until for until in self.until if until > self.clock.now]
+                self.changed.notify_all()
+
+
+@pytest.mark.parametrize("pause", [0.0, 2.5, 30.0])
+def test_what_was_booked_in_a_pause_does_not_start_all_at_once(pause):
+    clock = Clock()
+    pace = Pace(requests_per_minute=60, clock=clock)
+    sleepers, started, left = Sleepers(clock), [], []
+
+    def ask():
+        pace.wait(0, sleepers)
+        started.append(clock.now - 100.0)
+
+    def refuse():
+        sleepers.wait(0.5)
+        pace.pause(pause)
+        left.append(clock.now + pause - 100.0)
+
+    sleepers.run([refuse, *[ask] * 6])
+    started.sort()
+    assert all(b - a >= 1.0 for a, b in zip(started, started[1:], strict=False))
+    assert not any(0.5 < start < left[0] for start in started)
+    assert len(started) == 6 and started[0] == 0.0
+    if not pause:  # partner: nothing is booked anew that need not be
+        assert started == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [

@@ -12,10 +12,12 @@ import pytest
 from process_gen.core.configs import from_mapping
 from process_gen.core.errors import ConfigError
 from process_gen.core.grammar import Kind, Part, to_segments
-from process_gen.core.trajectory import Sampled, Step, parse_plan
+from process_gen.core.trajectory import Sampled, Step, Trajectory, parse_plan
 from process_gen.curation import self_sampling
 from process_gen.curation.engine import Passed, Record, Skip
+from process_gen.curation.makers import Makers
 from process_gen.curation.model_judge import ModelJudge, OwnJudge, own_verdict
+from process_gen.curation.multi_turn import MultiTurn
 from process_gen.curation.protocols import CheckRequest, Failed, Verdict
 from process_gen.curation.recipes import build_recipe, make_job
 from process_gen.curation.self_sampling import SelfSampling
@@ -32,6 +34,7 @@ class Painter:
     """Paints by the renderer, with faults that it does not notice, and some false alarms."""
 
     meta = {"step": 7, "weights": "ema", "path": "here"}
+    fingerprint = "f00d"
 
     def __init__(self, conflict=0.15, misalignment=0.2, alarm=0.1):
         self.options = StrokesOptions(conflict=conflict, misalignment=misalignment)
@@ -202,7 +205,9 @@ def test_names_and_options(painter):
 
     kinds = [built(kind).identity["kind"] for kind in ("conflict", "alignment", "own_sketches")]
     assert kinds == ["self_sampling:conflict", "self_sampling:alignment", "self_sampling:both"]
-    assert built("conflict").identity["painted_by"] == {"step": 7, "weights": "ema"}
+    assert built("conflict").identity["painted_by"] == {
+        "step": 7, "weights": "ema", "fingerprint": "f00d",
+    }  # fmt: skip
     for wrong in ({"settings": ()}, {"right_per_fault": -1.0}, {"wieghts": "ema"}):
         with pytest.raises(ConfigError):
             built("conflict", **wrong)
@@ -217,6 +222,22 @@ def test_the_painter_that_comes_along_is_the_default(monkeypatch):
     assert asked == [("", "latest", "ema")] and identity["options"]["checkpoint"] == ""
     other = SelfSampling("conflict", {"checkpoint": "here"}, 4, 0).identity
     assert asked[1:] == [("here", "latest", "ema")] and other != identity
+
+
+def test_other_weights_in_the_same_place_are_another_build(painter):
+    def of(judge, fingerprint):
+        painter.fingerprint = fingerprint
+        makers = Makers(judge=judge, checkpoint="here")
+        built = [
+            SelfSampling("conflict", {"checkpoint": "here"}, 4, 0).identity,
+            MultiTurn({"makers": makers}, 4, 0).identity,
+        ]
+        return [json.dumps(identity, sort_keys=True) for identity in built]
+
+    assert of("model", "a") == of("model", "a")
+    assert all(x != y for x, y in zip(of("model", "a"), of("model", "b"), strict=True))
+    # Partner: where the checkpoint does nothing, its weights say nothing.
+    assert of("oracle", "a")[1] == of("oracle", "b")[1]
 
 
 # ---- judges of the model's own -------------------------------------------------------------------
@@ -270,6 +291,65 @@ def test_a_checkpoint_inspects_what_it_did_not_paint(monkeypatch):
     assert (b.analysis, b.fault) == ("b.", "conflict")
     assert isinstance(c, Failed)
     assert calls == [(2, 1, 0.0), (1, 2, 0.0)]
+
+
+def test_what_a_judge_did_not_say_to_the_end_is_no_approval(monkeypatch):
+    image = np.zeros((32, 32, 3), np.uint8)
+    plan, fault = "<ins>a</ins><des>b</des>", "bad. <refine>x</refine>"
+    done = Step("p", image, "fine")
+
+    class Ends:
+        """Closes each painting in the way that its prompt names."""
+
+        def paint(self, starts, **settings):
+            return [self.closed(start) for start in starts]
+
+        def closed(self, start):
+            end = {
+                "cut": ((Step("p", image, "bad. <ref"),), "max_text"),
+                "no room": ((Step("p", image),), "max_text"),
+                "unread": ((), "refused"),
+                "plan cut": ((Step("p", image, fault, "<ins>a</ins><des>"),), "max_text"),
+                "plan broken": ((Step("p", image, fault, "a, b"),), "malformed"),
+                "no room for the repair": ((Step("p", image, fault, plan),), "max_text"),
+                "the next is cut": ((done, Step("<ins>a")), "max_text"),
+                "the next is broken": ((done, Step("a")), "malformed"),
+            }
+            steps, reason = end[start.prompt]
+            return dataclasses.replace(start, steps=steps, finish_reason=reason)
+
+    monkeypatch.setattr(self_sampling, "load_painter", lambda *_: Ends())
+
+    def check(prompt):
+        (answer,) = ModelJudge("here").check([CheckRequest(prompt, {}, (), "p", image)])
+        return answer
+
+    for prompt in ("cut", "no room"):
+        assert check(prompt) == Failed("an inspection that came to no end")
+    assert check("unread").reason == "a step that the judge could not read"
+    for prompt in ("plan cut", "plan broken"):
+        answer = check(prompt)
+        assert (answer.reason, answer.fault) == (
+            "a re-emitted plan that cannot be read",
+            "conflict",
+        )
+    # Partners: what was said to the end counts, whatever became of the painting.
+    assert check("no room for the repair") == Verdict("bad.", "conflict", "x", plan)
+    assert check("the next is cut") == check("the next is broken") == Verdict("fine")
+
+
+def test_a_painter_that_was_cut_did_not_approve_of_its_sketch():
+    image = np.zeros((32, 32, 3), np.uint8)
+    plan = "<ins>a</ins><des>b</des>"
+
+    def judged(reason):
+        steps = (Step(plan, image, "fine"), Step(plan, image, "bad. <ref"))
+        painting = Trajectory("a", steps=steps, finish_reason=reason)
+        return OwnJudge().check(self_sampling._requests(0, painting))
+
+    first, second = judged("max_text")
+    assert first == Verdict("fine") and isinstance(second, Failed)
+    assert judged("max_images") == [Verdict("fine"), Verdict("bad. <ref")]  # partner: its own words
 
 
 def test_verdicts_are_counted_against_the_truth():

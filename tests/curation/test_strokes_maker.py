@@ -34,6 +34,11 @@ def test_prompts_follow_the_weights_and_are_never_held_out():
     )
     assert [some[i] for i in (3, 1, 3)] == [some[3], some[1], some[3]]
     assert some[3] != StrokesPrompts({"complex": 3.0, "position": 1.0}, 400, 3)[3]
+    # The order of the tags decides which prompt a number is, and so it is part of the name.
+    turned = StrokesPrompts({"position": 1.0, "complex": 3.0}, 400, 2)
+    assert [turned[i] for i in range(9)] != [some[i] for i in range(9)]
+    same = StrokesPrompts({"complex": 3.0, "position": 1.0}, 400, 2)
+    assert turned.fingerprint != some.fingerprint == same.fingerprint
     with pytest.raises(DataError, match="no prompt 400"):
         some[400]
 

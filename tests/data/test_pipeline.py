@@ -196,6 +196,32 @@ def test_what_fails_in_a_worker_is_counted_here(tmp_path):
     assert "folder (source 0), record " in example and "epoch 0, pack" in example
 
 
+def test_a_record_that_could_not_be_read_changes_the_plan_and_is_named(tmp_path, monkeypatch):
+    strokes = build_source(SourceConfig("strokes"), 0)
+    manifest = write_folder(str(tmp_path / "data"), [strokes[i] for i in range(12)])
+    made = config(sources=[{"kind": "folder", "path": str(tmp_path / "data")}], rows=1)
+    shard = tmp_path / "data" / manifest["shards"][0]["file"]
+    whole = shard.read_bytes()
+
+    def on_host(name, data):
+        """What a host says that measures the folder by itself."""
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        shard.write_bytes(data)
+        return train_dataset(made)
+
+    state, facts = (it := on_host("a", whole)).get_state(), it.plan_facts
+    assert "12 trajectories" in facts and it.plan_hash in facts
+    assert on_host("b", whole).plan_facts == facts
+    damaged = on_host("c", whole[:200] + bytes(20) + whole[220:])
+    assert "1 unreadable" in damaged.plan_facts and damaged.plan_facts != facts
+    with pytest.raises(DataError, match=r"\(now 1 cannot be read, the first: folder .*start again"):
+        damaged.set_state(state)
+    # The other way round: mended since.
+    with pytest.raises(DataError, match=r"\(now 0 cannot be read\).*train.init_from"):
+        on_host("d", whole).set_state(damaged.get_state())
+    on_host("e", whole).set_state(state)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -334,6 +360,39 @@ def test_strictness_makes_an_error_of_it(monkeypatch):
         DataError, match=r"record 3 \(epoch 0, pack \d+\): moths ate it; data.strict"
     ):
         take(iterator, 10)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_run_whose_data_is_gone_ends(monkeypatch, rows):
+    readable = set(range(12))
+
+    class Bucket(Faulty):
+        def __getitem__(self, index):
+            if index not in readable:
+                raise DataError("the credentials have expired")
+            return self.whole[index]
+
+    def build(own, seed, split):
+        return Bucket(build_source(dataclasses.replace(own, kind="strokes"), seed), None)
+
+    monkeypatch.setitem(sources.KINDS, "bucket", build)
+    # Packs for one or two of the twelve.
+    small = {"text_len": 300, "und_len": 80, "gen_len": 144, "prefetch": 0}
+    iterator = train_dataset(config(sources=[{"kind": "bucket"}], rows=rows, **small))
+    take(iterator, 2)
+    readable.clear()
+    empty = []
+    with pytest.raises(DataError, match=r"none of the last \d+ planned .* have expired.*goes on"):
+        for _ in range(20):
+            empty.append(next(iterator))
+    assert not any((batch.label_BxT != NO_LABEL).any() for batch in empty)
+    assert 8 <= iterator.skipped.counts["failed"] < 16
+    # Partner: one record of every batch is enough, here of all that there are.
+    readable.add(0)
+    rows = len(iterator.plan())
+    left = train_dataset(config(sources=[{"kind": "bucket"}], rows=rows, **small))
+    take(left, 2)
+    assert left.skipped.counts["failed"] == 22
 
 
 def test_the_next_epoch_is_planned_while_one_is_read():

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from configs import bagel_debug
 from launch import common, encode_latents, import_bagel, make_data
@@ -18,7 +19,7 @@ from process_gen.core.trajectory import Step, Trajectory, plan_text
 from process_gen.data import builders, pipeline
 from process_gen.models import functional
 from process_gen.sharding.mesh import make_mesh
-from process_gen.train import latent_cache, latents, start, step
+from process_gen.train import latent_cache, latents, metrics, start, step
 
 CHECKPOINT = Path(__file__).resolve().parents[1] / "parity" / "fixtures" / "checkpoint"
 
@@ -106,12 +107,16 @@ def test_batches_and_losses_are_those_of_encoding_on_the_fly(imported, folder):
     fns = functional.build(stored.model)
     params = jax.jit(fns.init)(jax.random.key(0))
     evaluate = jax.jit(step.make_eval_step(fns, stored, latents.of_model(stored.model)))
+
+    def loss(batch):
+        return metrics.compute(metrics.collect(evaluate(params, batch, jax.random.key(1))))["loss"]
+
     for ours, theirs in pairs:
-        losses = [float(evaluate(params, x, jax.random.key(1))["loss"][0]) for x in (ours, theirs)]
+        losses = [loss(batch) for batch in (ours, theirs)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     # Partner: latents that are a little off are another loss.
     off = theirs._replace(latent_BxGxP=1.01 * theirs.latent_BxGxP)
-    assert abs(float(evaluate(params, off, jax.random.key(1))["loss"][0]) / losses[1] - 1) > 1e-5
+    assert abs(loss(off) / losses[1] - 1) > 1e-5
     held_out = [b.latent_BxGxP for b in pipeline.eval_batches(stored)]
     assert held_out and held_out[0].dtype == np.float32
 
@@ -146,6 +151,22 @@ def test_an_interrupted_command_goes_on(imported, folder, tmp_path, capsys):
     assert "8 of 11 trajectories" in capsys.readouterr().out
     ended = json.loads((tmp_path / "d" / "latents" / "manifest.json").read_text())
     assert ended == done
+
+
+def test_a_kill_while_the_manifest_is_written_leaves_the_one_before(tmp_path, monkeypatch):
+    file = epath.Path(tmp_path) / "manifest.json"
+    latent_cache._publish(file, "one")
+
+    def killed(*_):
+        raise SystemExit
+
+    for call in ("fsync", "replace"):  # with all of the new one written, and with it on the disk
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(latent_cache.os, call, killed)
+            latent_cache._publish(file, "two")
+        assert file.read_text() == "one"
+    latent_cache._publish(file, "three")  # over what is left beside
+    assert file.read_text() == "three" and [p.name for p in file.parent.iterdir()] == [file.name]
 
 
 def test_latents_of_something_else_are_refused(imported, folder, tmp_path, capsys):

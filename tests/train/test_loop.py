@@ -151,6 +151,27 @@ def test_stopping_and_going_on_equals_going_through(tmp_path, capsys):
     assert not np.array_equal(other.params["b"], through.params["b"])
 
 
+def test_a_run_that_stops_logs_the_steps_since_its_last_line(tmp_path):
+    class StopAfter(Numbers):
+        def __next__(self):
+            if self.next_batch == 4:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().__next__()
+
+    config = make_config(train={"eval_every": 0})
+    run(tmp_path / "a", config)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", config, StopAfter())
+    run(tmp_path / "b", config)
+    through, again = (
+        {e["step"]: e["loss"] for e in read_metrics(tmp_path / d) if e["split"] == "train"}
+        for d in "ab"
+    )
+    assert list(through) == [3, 6, 8] and list(again) == [3, 5, 6, 8]
+    assert (2 * again[5] + again[6]) / 3 == pytest.approx(through[6], rel=1e-6)
+    assert again[6] != pytest.approx(through[6], rel=1e-3)  # partner: of step 6 alone
+
+
 def test_sigterm_saves_too_and_says_so(tmp_path):
     class Taken(Numbers):
         def __next__(self):

@@ -27,7 +27,8 @@ from process_gen.data.tokenizer import load_tokenizer, token_ids
 from process_gen.losses import stages
 from process_gen.models import functional
 from process_gen.strokes.plans import StrokesOptions, one_shot, text_only, trajectory_at
-from process_gen.train import optimizer, state, step
+from process_gen.train import loop, optimizer, state, step
+from process_gen.train import metrics as metrics_lib
 from tests.lively import SMALLEST, lively
 
 IDS = token_ids(load_tokenizer())
@@ -350,9 +351,35 @@ def test_one_shot_and_empty_rows_are_finite(setup):
     drawn = runs(config, one_shot(trajectory_at(0, 5, FAULTY)))
     batch = stack([pack(drawn, LENGTHS, SIZES), pack([], LENGTHS, SIZES)])
     metrics = jax.jit(step.make_eval_step(fns, config))(params, batch, jax.random.key(0))
-    assert np.isfinite(float(metrics["loss"][0]))
+    assert np.isfinite(metrics_lib.compute(metrics_lib.collect(metrics))["loss"])
     assert metrics["one_shot_mse"][1] == 2 * 16
     assert metrics["plan_ce"][1] == 0
+
+
+def test_a_padded_batch_weighs_as_much_as_it_holds(setup):
+    """The held-out loss is that of one batch of all packs, which the last batch does not fill."""
+    config, fns, params = setup
+    loss = LossConfig(ce_weight=0.25, ce_weight_late=0.5, mse_weight=3.0)
+    config = dataclasses.replace(config, loss=loss)
+    rows = [[run] for run in runs(config, *(trajectory_at(0, i, FAULTY) for i in (1, 2)))]
+    rows += [runs(config, one_shot(trajectory_at(0, 3, FAULTY))), []]
+    first, last = (stack([pack(r, LENGTHS, SIZES) for r in rows[i : i + 2]]) for i in (0, 2))
+    evaluate = step.make_eval_step(fns, config)
+    both, alone, padded = (
+        loop._make_evaluate(evaluate, batches, lambda batch: batch)(params)
+        for batches in ([first, last], [first], [last])
+    )
+    for values in (both, alone):
+        assert values["loss"] == pytest.approx(0.5 * values["ce"] + 3 * values["mse"], rel=1e-6)
+    # Partner: the mean over batches is another number.
+    assert abs(both["loss"] - (alone["loss"] + padded["loss"]) / 2) > 0.05 * both["loss"]
+    # A batch alone has the loss that training has.
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    wanted, _ = step._loss(
+        {}, params, first, step.draw(key, first), step._counts(first, config), 0.5,
+        fns=fns, config=config, latents=step._PIXELS,
+    )  # fmt: skip
+    assert alone["loss"] == pytest.approx(float(wanted), rel=1e-6)
 
 
 def test_the_weight_of_words_changes_once_on_the_way():
