@@ -14,7 +14,7 @@ from typing import Any
 from process_gen.core.trajectory import Image, Step, Trajectory, parse_plan
 from process_gen.evaluation.intervals import wilson
 from process_gen.strokes import oracle
-from process_gen.strokes.consistency import as_seen, extends_to
+from process_gen.strokes.consistency import as_seen, drawable, extends_to
 from process_gen.strokes.phrases import Placed, parse_inspection, parse_state
 from process_gen.strokes.scene import EASY, World
 
@@ -27,7 +27,7 @@ class StepCheck:
 
     Attributes:
       aligned: the sketch shows what the plan describes, and nothing else.
-      consistent: the plan can become what the prompt asks for.
+      consistent: the plan can be drawn and become what the prompt asks for.
       complete: the plan describes all that the prompt asks for, and nothing else.
       rejected: the inspection found a fault.
       says_complete: the inspection calls the picture complete.
@@ -67,15 +67,16 @@ def shows(image: Image, state: State, world: World = EASY) -> bool:
 
 
 def consistent(state: State, requirement: Mapping[str, Any], world: World = EASY) -> bool:
-    """Whether a state can become what is asked for; placeholders are no obstacle."""
+    """Whether a state can be drawn and become what is asked for; placeholders are no obstacle."""
     wanted = [as_seen(placed, world) for placed, holds in state if not holds]
-    return extends_to(wanted, requirement)
+    return drawable(_objects(state), world) and extends_to(wanted, requirement)
 
 
 def complete(state: State, requirement: Mapping[str, Any], world: World = EASY) -> bool:
-    """Whether a state is what is asked for, without placeholders."""
-    objects = [as_seen(placed, world) for placed, _ in state]
-    return not any(holds for _, holds in state) and oracle.satisfies_exactly(objects, requirement)
+    """Whether a state can be drawn and is what is asked for, without placeholders."""
+    if any(holds for _, holds in state) or not drawable(_objects(state), world):
+        return False
+    return oracle.satisfies_exactly([as_seen(placed, world) for placed, _ in state], requirement)
 
 
 def _objects(state: State) -> tuple[Placed, ...]:
