@@ -34,6 +34,7 @@ class StepCheck:
       seen_right: it lists what the oracle sees; None where it lists nothing.
       right_end: the step's last picture shows what its last plan describes, and that plan is
         consistent with the prompt.
+      complete_end: it shows that, and that plan is complete.
       untouched, kept: objects that the plan leaves as they were and the last picture showed; how
         many of them the sketch still shows.
     """
@@ -45,6 +46,7 @@ class StepCheck:
     says_complete: bool
     seen_right: bool | None
     right_end: bool
+    complete_end: bool
     kept: int
     untouched: int
 
@@ -108,9 +110,9 @@ def check_step(
     last = state if step.refined_plan is None else planned(step.refined_plan, world)
     image = step.image
     assert image is not None
-    right_end = (
-        last is not None and shows(image, last, world) and consistent(last, requirement, world)
-    )
+    drawn = last is not None and shows(image, last, world)
+    right_end = drawn and consistent(last, requirement, world)
+    complete_end = drawn and complete(last, requirement, world)
     kept = untouched = 0
     if before is not None:
         old, picture = before
@@ -124,6 +126,7 @@ def check_step(
         says_complete=said is not None and said.complete,
         seen_right=None if said is None or said.seen is None else said.seen == reading.placed,
         right_end=right_end,
+        complete_end=complete_end,
         kept=kept,
         untouched=untouched,
     )
@@ -176,8 +179,9 @@ def painting_rates(trajectories: Sequence[Trajectory], world: World = EASY) -> d
 
     `steps` (judged ones) and `unjudged`; `sketch_aligned`, `plan_consistent`; `drift` (objects that
     should have stayed and did not); `plan_correct` (the last plan, perfectly drawn, satisfies the
-    prompt), `stopped_early` (finished without that), `painted_on` (a step begun although picture
-    and plan were complete); and under `inspection` what `inspection_rates` gives.
+    prompt), `stopped_early` (finished without that), `painted_on` (a step begun although the
+    picture and the plan that the one before ended with were complete); and under `inspection` what
+    `inspection_rates` gives.
     """
     everything = [check_steps(t, world) for t in trajectories]
     checks = [c for own in everything for c in own if c is not None]
@@ -193,7 +197,7 @@ def painting_rates(trajectories: Sequence[Trajectory], world: World = EASY) -> d
         "drift": _hits(sum(c.untouched - c.kept for c in checks), sum(c.untouched for c in checks)),
         "plan_correct": _rate(finals),
         "stopped_early": _rate(not f for f in finished),
-        "painted_on": _rate(c.complete and c.aligned for c in followed),
+        "painted_on": _rate(c.complete_end for c in followed),
         "inspection": inspection_rates(checks),
     }
 

@@ -113,6 +113,18 @@ def test_stopping_too_early_and_painting_on():
     assert value(on, "painted_on") == (0.5, 2) and value(on, "stopped_early")[0] == 0.0
 
 
+def test_painting_on_after_a_repair():
+    """What a step ended with counts, not the sketch that it began with."""
+    right, half = render(Scene((RED, BLUE))), render(Scene((RED,)))
+    plan, less = plan_text("x", BOTH), plan_text("x", "a red circle at top left")
+    said = "no. <refine>repaint</refine>"
+    mended = Step(plan, half, said, plan, right)
+    spoiled = Step(plan, right, said, less, half)
+    both = one([RED, BLUE], BOTH)
+    for step, wanted in ((mended, 1.0), (spoiled, 0.0)):
+        assert value(stepwise.painting_rates([painting(step, both)]), "painted_on") == (wanted, 1)
+
+
 def test_steps_that_cannot_be_read_are_counted():
     rates = stepwise.painting_rates([painting(FIRST, one([RED], "a thing"))])
     assert rates["unjudged"] == 1 and rates["steps"] == 1
