@@ -68,6 +68,7 @@ def read_settings(folder: epath.Path) -> Settings:
     for mapping, file, key, only in (
         (llm, "llm_config.json", "hidden_act", "silu"),
         (llm, "llm_config.json", "rope_scaling", None),
+        (llm, "llm_config.json", "rope_parameters", None),
         (llm, "llm_config.json", "use_sliding_window", False),
         (llm, "llm_config.json", "tie_word_embeddings", False),
         (vit, "vit_config.json", "hidden_act", "gelu_pytorch_tanh"),
@@ -80,6 +81,9 @@ def read_settings(folder: epath.Path) -> Settings:
             raise CheckpointError(
                 f"{folder / file}: {key} is {mapping[key]!r}; only {only!r} is supported"
             )
+    for key in ("rope_theta", "rms_norm_eps"):  # no tensor says them, and a wrong one shows late
+        if key not in llm:
+            raise CheckpointError(f"{folder / 'llm_config.json'}: {key} is missing")
     return Settings(main, llm, vit)
 
 
@@ -163,8 +167,8 @@ def model_config(
         num_heads=tensors.shape(f"{layer}self_attn.q_proj.weight", 2)[0] // head_dim,
         num_kv_heads=tensors.shape(f"{layer}self_attn.k_proj.weight", 2)[0] // head_dim,
         head_dim=head_dim,
-        rope_theta=float(settings.llm.get("rope_theta", 1e6)),
-        norm_eps=float(settings.llm.get("rms_norm_eps", 1e-6)),
+        rope_theta=float(settings.llm["rope_theta"]),
+        norm_eps=float(settings.llm["rms_norm_eps"]),
         qkv_bias=f"{layer}self_attn.q_proj.bias" in tensors,
         codec="flux",
         patch=patch,

@@ -109,6 +109,7 @@ def _config(source: epath.Path) -> dict[str, Any]:
         ("model_type", ("qwen2", "qwen3")),
         ("hidden_act", ("silu",)),
         ("rope_scaling", (None,)),
+        ("rope_parameters", (None,)),
         ("use_sliding_window", (False,)),
     ):
         if stated.get(key, allowed[0]) not in allowed:
