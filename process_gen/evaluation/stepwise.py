@@ -110,9 +110,9 @@ def check_step(
     last = state if step.refined_plan is None else planned(step.refined_plan, world)
     image = step.image
     assert image is not None
-    drawn = last is not None and shows(image, last, world)
-    right_end = drawn and consistent(last, requirement, world)
-    complete_end = drawn and complete(last, requirement, world)
+    ended = last if last is not None and shows(image, last, world) else None
+    right_end = ended is not None and consistent(ended, requirement, world)
+    complete_end = ended is not None and complete(ended, requirement, world)
     kept = untouched = 0
     if before is not None:
         old, picture = before
