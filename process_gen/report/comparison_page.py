@@ -8,7 +8,7 @@ from typing import Any
 
 from process_gen.core.errors import DataError
 from process_gen.evaluation.judged import Judged
-from process_gen.report.comparison import COSTS, Place, places
+from process_gen.report.comparison import COSTS, OVERALL, Place, places
 from process_gen.report.curves import VIEW, compared
 from process_gen.report.html import (
     SORTS,
@@ -170,9 +170,13 @@ def _lead(comparison: Mapping[str, Any]) -> str:
     if suites:
         text += f" of the suite {suites[0]}"
     text += f"; the baseline is {comparison['baseline']}"
-    pairs = [f"{run['name']} {run['pairs']}" for run in comparison["runs"][1:] if run["pairs"]]
-    if pairs:
-        text += f"; paintings of the same prompts, compared pair by pair: {', '.join(pairs)}"
+    # Prompts in common are not enough: where one of them is missing, rates are compared.
+    pairs = {run["name"]: 0 for run in comparison["runs"][1:]}
+    for row in (row for m in comparison["measures"] for row in m["rows"] if row["tag"] == OVERALL):
+        for name, moved in row["differences"].items():
+            pairs[name] = max(pairs[name], moved["pairs"])
+    if told := [f"{name} {n}" for name, n in pairs.items() if n]:
+        text += f"; paintings of the same prompts, compared pair by pair: {', '.join(told)}"
     return f"{text}."
 
 

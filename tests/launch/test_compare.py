@@ -103,6 +103,7 @@ def test_a_run_without_its_counterpart_is_compared_by_rates(pair, tmp_path, caps
     assert moved["short"]["difference"] == pytest.approx(0.75)
     page = (tmp_path / "out" / "compare.html").read_text("utf-8")
     assert page.count("<article") == 4 and "4 of 12 prompts" in page
+    assert "compared pair by pair: b 12." in page
 
 
 def test_scores_alone_and_paintings_alone(pair, tmp_path, capsys):
