@@ -86,6 +86,12 @@ def test_two_runs(pair, tmp_path, capsys):
     assert page.count('data-outcome="exact: all"') == 3 and "<b>0</b>" not in page
 
 
+def test_names_are_no_markup(pair, tmp_path, capsys):
+    call("--runs", f"run[v2]={pair[0]}", f"[/x]={pair[1]}", f"--out={tmp_path / 'out'}")
+    printed = capsys.readouterr().out
+    assert printed.count("run[v2]") > 3 and printed.count("[/x]") > 3
+
+
 def test_the_same_run_twice_differs_in_nothing(pair, tmp_path, capsys):
     call("--runs", f"x={pair[0]}", f"y={pair[0]}", f"--out={tmp_path / 'out'}", "--json")
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
