@@ -102,9 +102,8 @@ def compare(
     read = [read_run(path, name) for name, path in runs]
     found = {**comparison.compare(read), "command": command, "commit": common.git_hash()}
     folder = epath.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULT).write_text(json.dumps(found) + "\n")
     write_comparison(folder / PAGE, found, read, show=show)
+    (folder / RESULT).write_text(json.dumps(found) + "\n")
     comparison.show(found)
     return found
 

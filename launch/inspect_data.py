@@ -32,6 +32,7 @@ from absl import flags
 from launch import common
 from process_gen.core.batch import Dropout
 from process_gen.core.configs import Config, SourceConfig
+from process_gen.core.errors import ConfigError
 from process_gen.data import statistics
 from process_gen.data.rows import Order, Rows
 from process_gen.data.sources import Split
@@ -228,6 +229,9 @@ def settings(values: flags.FlagValues) -> Config:
 
 def main(values: flags.FlagValues) -> None:
     """Reads the flags, looks, says what was seen."""
+    for flag in ("speed", "steps"):
+        if values[flag].value and values.split != "train":
+            raise ConfigError(f"--{flag} times data.sources; leave out --split={values.split}")
     config = settings(values)
     found = statistics.describe(config, values.sample, values.split)
     if values.speed:

@@ -338,12 +338,17 @@ def _tpu(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
     )
 
 
+def for_kubernetes(words: Sequence[str]) -> list[str]:
+    """Words of a container's command: it takes "$(NAME)" for a variable, and "$$" for "$"."""
+    return [word.replace("$", "$$") for word in words]
+
+
 def _gke(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
     slices = read_slices(values)
     text = fill(
         "gke/jobset.yaml.j2",
         name=name,
-        train=[word.replace("$(", "$$(") for word in train],  # Kubernetes would look up a variable
+        train=for_kubernetes(train),
         image=values.image,
         chip=slices.chip,
         shape=slices.shape,
@@ -389,10 +394,21 @@ def _gke_toolkit(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
     return Plan(command, "", "", notes)
 
 
+def batch_directory(values: flags.FlagValues) -> str:
+    """The checkout where a batch script runs: `--directory`, by default this one.
+
+    Raises:
+      ConfigError: it, or `--python`, holds what the header of a script cannot.
+    """
+    directory = values.directory or str(Path(__file__).parent.parent)
+    for flag, value in (("directory", directory), ("python", values.python)):
+        if re.search(r"[\s'\"\\]", value):
+            raise ConfigError(f"--{flag}={value} must be without spaces and quotes")
+    return directory
+
+
 def _slurm(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
-    for flag in ("directory", "python"):
-        if re.search(r"[\s'\"\\]", values[flag].value or ""):
-            raise ConfigError(f"--{flag}={values[flag].value} must be without spaces and quotes")
+    directory = batch_directory(values)
     text = fill(
         "slurm/train.sbatch.j2",
         name=name,
@@ -401,7 +417,7 @@ def _slurm(values: flags.FlagValues, name: str, train: list[str]) -> Plan:
         gpus=values.gpus_per_node,
         partition=values.partition,
         hours=values.hours,
-        directory=values.directory or str(Path(__file__).parent.parent),
+        directory=directory,
         restarts=values.restarts,
     )
     notes = (f"watch: tail --follow {name}-JOB.log", f"end:   scancel --name={name}")

@@ -86,9 +86,7 @@ def _words(values: flags.FlagValues, only: Sequence[Trial] = ()) -> list[str]:
 
 
 def _slurm(values: flags.FlagValues, ready: Sequence[Trial], ordered: Sequence[Trial]) -> Plan:
-    for flag in ("directory", "python"):
-        if re.search(r"[\s'\"\\]", values[flag].value or ""):
-            raise ConfigError(f"--{flag}={values[flag].value} must be without spaces and quotes")
+    directory = submit.batch_directory(values)
     places = {trial.name: place for place, trial in enumerate(ordered)}
     text = submit.fill(
         "slurm/sweep.sbatch.j2",
@@ -99,7 +97,7 @@ def _slurm(values: flags.FlagValues, ready: Sequence[Trial], ordered: Sequence[T
         gpus=values.gpus_per_node,
         partition=values.partition,
         hours=values.hours,
-        directory=values.directory or str(Path(__file__).parent.parent),
+        directory=directory,
     )
     notes = (f"watch: squeue --name={values.name}", f"end:   scancel --name={values.name}")
     return Plan(["sbatch", "sweep.sbatch"], "sweep.sbatch", text, notes)
@@ -121,11 +119,10 @@ def _gke(values: flags.FlagValues, ready: Sequence[Trial], ordered: Sequence[Tri
             f"--topology={values.topology} has {slices.chips} chips; a trial runs on one host, "
             f"which has {submit.PER_HOST}"
         )
-    words = [word.replace("$(", "$$(") for word in _words(values, ready)]
     text = submit.fill(
         "gke/sweep.yaml.j2",
         name=values.name,
-        command=["python", *words],
+        command=submit.for_kubernetes(["python", *_words(values, ready)]),
         image=values.image,
         trials=len(ready),
         jobs=min(values.jobs, len(ready)),

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +30,7 @@ from etils import epath
 from process_gen.checkpoint import (
     bagel_config,
     integrity,
+    json_values,
     manager,
     name_map,
     remote,
@@ -447,9 +447,10 @@ def find_official(
         if official.is_dir():
             break
         if not origin and (candidate / "config.json").is_file():
-            stated = json.loads((candidate / "config.json").read_text())
-            if stated.get("train", {}).get("init_from"):
-                waiting.append(stated["train"]["init_from"])
+            file = candidate / "config.json"
+            before = json_values.section(json_values.read(file), "train", str(file))
+            if before.get("init_from"):
+                waiting.append(str(before["init_from"]))
     else:
         raise CheckpointError(
             f"{checkpoint}: no imported BAGEL folder belongs to it (looked in "
@@ -457,11 +458,12 @@ def find_official(
             "its official/ holds the autoencoder. When exporting, name it with --origin; otherwise "
             "put it back where train.init_from says"
         )
-    stated = json.loads((official.parent / "config.json").read_text())["model"]
+    file = official.parent / "config.json"
+    stated = json_values.section(json_values.read(file), "model", str(file))
     for name in ("width", "num_layers", "codec_channels", "patch", "latent_grid", "und_encoder"):
-        if stated[name] != getattr(config.model, name):
+        if stated.get(name) != getattr(config.model, name):
             raise CheckpointError(
-                f"{official.parent}: its model.{name} is {stated[name]}, the checkpoint's "
+                f"{official.parent}: its model.{name} is {stated.get(name)}, the checkpoint's "
                 f"{getattr(config.model, name)}; it did not start from there"
             )
     integrity.check(official)

@@ -7,7 +7,7 @@ is read from a tensor, and a file that says otherwise is only reported.
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from process_gen.checkpoint import json_values
 from process_gen.checkpoint.name_map import TABLES
 from process_gen.checkpoint.safetensors_io import TensorInfo
 from process_gen.core.configs import ModelConfig, SamplerConfig
@@ -24,6 +25,9 @@ from process_gen.core.errors import CheckpointError
 
 _LLM = "language_model.model."
 _VIT = "vit_model.vision_model."
+_MAIN_FILE, _LLM_FILE, _VIT_FILE = "config.json", "llm_config.json", "vit_config.json"
+_POSITIVE = functools.partial(json_values.number, above=0.0)
+_COUNT = functools.partial(json_values.whole, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +36,14 @@ class Settings:
 
     Attributes:
       main, llm, vit: contents of `config.json`, `llm_config.json` and `vit_config.json`; a newer
-        `config.json` may hold the other two.
+        `config.json` may hold the other two. What is used of them is of the right kind.
+      vae: what `config.json` says of the autoencoder.
     """
 
     main: Mapping[str, Any]
     llm: Mapping[str, Any]
     vit: Mapping[str, Any]
+    vae: Mapping[str, Any]
 
 
 def read_settings(folder: epath.Path) -> Settings:
@@ -46,41 +52,56 @@ def read_settings(folder: epath.Path) -> Settings:
     Raises:
       CheckpointError: a file is damaged, or describes a model that this one is not.
     """
-
-    def read(name: str) -> dict[str, Any]:
-        file = folder / name
-        if not file.is_file():
-            return {}
-        try:
-            return dict(json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError, OSError) as error:
-            raise CheckpointError(f"{file}: no JSON object ({error})") from error
-
-    main = read("config.json")
-    llm = read("llm_config.json") or dict(main.get("llm_config") or {})
-    vit = read("vit_config.json") or dict(main.get("vit_config") or {})
+    main, main_where = _content(folder / _MAIN_FILE)
+    llm, llm_where = _content(folder / _LLM_FILE, main, "llm_config", main_where)
+    vit, vit_where = _content(folder / _VIT_FILE, main, "vit_config", main_where)
     if not llm:
         raise CheckpointError(
             f"{folder}: has no llm_config.json, which alone states the rotary base and the norms' "
             "epsilon"
         )
     # What would change the result without changing any shape.
-    for mapping, file, key, only in (
-        (llm, "llm_config.json", "hidden_act", "silu"),
-        (llm, "llm_config.json", "rope_scaling", None),
-        (llm, "llm_config.json", "use_sliding_window", False),
-        (llm, "llm_config.json", "tie_word_embeddings", False),
-        (vit, "vit_config.json", "hidden_act", "gelu_pytorch_tanh"),
-        (vit, "vit_config.json", "rope", False),
-        (main, "config.json", "connector_act", "gelu_pytorch_tanh"),
-        (main, "config.json", "interpolate_pos", False),
-        (main, "config.json", "vit_rope", False),
+    for content, where, key, only in (
+        (llm, llm_where, "hidden_act", "silu"),
+        (llm, llm_where, "rope_scaling", None),
+        (llm, llm_where, "rope_parameters", None),
+        (llm, llm_where, "use_sliding_window", False),
+        (llm, llm_where, "tie_word_embeddings", False),
+        (vit, vit_where, "hidden_act", "gelu_pytorch_tanh"),
+        (vit, vit_where, "rope", False),
+        (main, main_where, "connector_act", "gelu_pytorch_tanh"),
+        (main, main_where, "interpolate_pos", False),
+        (main, main_where, "vit_rope", False),
     ):
-        if mapping.get(key, only) != only:
-            raise CheckpointError(
-                f"{folder / file}: {key} is {mapping[key]!r}; only {only!r} is supported"
-            )
-    return Settings(main, llm, vit)
+        if content.get(key, only) != only:
+            raise CheckpointError(f"{where}: {key} is {content[key]!r}; only {only!r} is supported")
+    for key in ("rope_theta", "rms_norm_eps"):  # no tensor says them, and a wrong one shows late
+        _POSITIVE(llm, key, llm_where)
+    stated = "vae" if main.get("vae") else "vae_config"
+    vae = json_values.section(main, stated, main_where)
+    json_values.section(main, "special_tokens", main_where)
+    for content, where, key, take in (
+        (main, main_where, "max_latent_size", _COUNT),
+        (main, main_where, "timestep_shift", _POSITIVE),
+        (main, main_where, "vit_select_layer", json_values.whole),
+        (vae, f"{main_where}, {stated}", "scale_factor", _POSITIVE),
+        (vae, f"{main_where}, {stated}", "shift_factor", json_values.number),
+        (vit, vit_where, "num_attention_heads", _COUNT),
+        (vit, vit_where, "num_hidden_layers", _COUNT),
+        (vit, vit_where, "layer_norm_eps", _POSITIVE),
+    ):
+        if key in content:
+            take(content, key, where)
+    return Settings(main, llm, vit, vae)
+
+
+def _content(
+    file: epath.Path, main: Mapping[str, Any] | None = None, key: str = "", where: str = ""
+) -> tuple[dict[str, Any], str]:
+    """What a file says, or `config.json` in its place, and what messages call it."""
+    own = json_values.read(file) if file.is_file() else {}
+    held = {} if own or main is None else json_values.section(main, key, where)
+    return (held, f"{where}, {key}") if held else (own, str(file))
 
 
 class _Tensors:
@@ -104,9 +125,19 @@ class _Tensors:
         return shape
 
     def count(self, pattern: str) -> int:
-        """One more than the largest number that `pattern` finds in a key."""
-        found = [m for m in (re.match(pattern, key) for key in self.infos) if m]
-        return max((int(m.group(1)) + 1 for m in found), default=0)
+        """How many numbers `pattern` finds in keys; they count from 0, without a gap.
+
+        The largest alone would not do: a tiny file may name a billionth layer.
+        """
+        found = {m.group(1): key for key in self.infos if (m := re.match(pattern, key))}
+        wanted = [str(number) for number in range(len(found))]
+        if left := sorted(found.keys() - set(wanted)):
+            number = next(number for number in wanted if number not in found)
+            raise CheckpointError(
+                f"{self.where}: tensor {found[left[0]][:200]} is there, but none with {number} in "
+                "the place of its number"
+            )
+        return len(found)
 
     def side(self, key: str) -> int:
         rows = self.shape(key, 2)[0]
@@ -163,8 +194,8 @@ def model_config(
         num_heads=tensors.shape(f"{layer}self_attn.q_proj.weight", 2)[0] // head_dim,
         num_kv_heads=tensors.shape(f"{layer}self_attn.k_proj.weight", 2)[0] // head_dim,
         head_dim=head_dim,
-        rope_theta=float(settings.llm.get("rope_theta", 1e6)),
-        norm_eps=float(settings.llm.get("rms_norm_eps", 1e-6)),
+        rope_theta=float(settings.llm["rope_theta"]),
+        norm_eps=float(settings.llm["rms_norm_eps"]),
         qkv_bias=f"{layer}self_attn.q_proj.bias" in tensors,
         codec="flux",
         patch=patch,
@@ -276,15 +307,14 @@ def vae_sizes(infos: Mapping[str, TensorInfo], settings: Settings, where: str) -
     channels, colours = tensors.shape("encoder.conv_in.weight", 4)[:2]
     levels = tensors.count(r"encoder\.down\.(\d+)\.")
     widths = [tensors.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
-    stated = dict(settings.main.get("vae") or settings.main.get("vae_config") or {})
     return VaeSizes(
         channels=channels,
         multipliers=tuple(width // channels for width in widths),
         blocks=tensors.count(r"encoder\.down\.0\.block\.(\d+)\."),
         latent_channels=tensors.shape("decoder.conv_in.weight", 4)[1],
         picture_channels=colours,
-        scale=float(stated.get("scale_factor", VaeSizes.scale)),
-        shift=float(stated.get("shift_factor", VaeSizes.shift)),
+        scale=float(settings.vae.get("scale_factor", VaeSizes.scale)),
+        shift=float(settings.vae.get("shift_factor", VaeSizes.shift)),
     )
 
 

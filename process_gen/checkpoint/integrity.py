@@ -11,7 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -45,22 +45,23 @@ def check(folder: epath.Path, parts: Sequence[str] = (), share: tuple[int, int] 
 
     Args:
       folder: of the checkpoint.
-      parts: the folders in it that will be read; all by default.
+      parts: the folders in it that will be read; all that were written by default.
       share: `(i, n)`: only each n-th file, beginning with the i-th.
 
     Returns:
       Whether there was something to compare with: checkpoints of format 1 have no sums.
 
     Raises:
-      DamagedError: names the first file that is not as it was.
+      DamagedError: names the first file that is not as it was, or the part that was not written.
     """
-    if not (folder / HASHES).exists():
+    wanted = _recorded(folder)
+    if wanted is None:
         return False
-    try:
-        recorded: dict[str, Any] = json.loads((folder / HASHES).read_text())["files"]
-        wanted = {name: (int(size), str(digest)) for name, (size, digest) in recorded.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise DamagedError(f"checkpoint {folder} is damaged: its {HASHES} is unreadable") from error
+    for part in parts:
+        if not _holds(wanted, part) and (folder / part).exists():
+            raise DamagedError(
+                f"checkpoint {folder} is damaged: its part {part} was not written with it"
+            )
     names = [n for n in sorted(wanted) if not parts or n.partition("/")[0] in parts]
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
         for wrong in pool.map(
@@ -69,6 +70,15 @@ def check(folder: epath.Path, parts: Sequence[str] = (), share: tuple[int, int] 
             if wrong:
                 raise DamagedError(f"checkpoint {folder} is damaged: {wrong}")
     return True
+
+
+def was_written(folder: epath.Path, part: str) -> bool:
+    """Whether a checkpoint was written with a part; False where it has no sums that say so.
+
+    Raises:
+      DamagedError: the sums cannot be read.
+    """
+    return _holds(_recorded(folder) or {}, part)
 
 
 def own_share() -> tuple[int, int]:
@@ -111,6 +121,21 @@ def set_aside(folder: epath.Path, workdir: epath.Path) -> epath.Path:
         (folder / name).copy(target / name)
     folder.rmtree()
     return target
+
+
+def _recorded(folder: epath.Path) -> dict[str, tuple[int, str]] | None:
+    """Size and sum of each file that was written; None where they were not recorded."""
+    if not (folder / HASHES).exists():
+        return None
+    try:
+        recorded: dict[str, Any] = json.loads((folder / HASHES).read_text())["files"]
+        return {name: (int(size), str(digest)) for name, (size, digest) in recorded.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise DamagedError(f"checkpoint {folder} is damaged: its {HASHES} is unreadable") from error
+
+
+def _holds(recorded: Iterable[str], part: str) -> bool:
+    return any(name.startswith(f"{part}/") for name in recorded)
 
 
 def _wrong(folder: epath.Path, name: str, size: int, digest: str) -> str | None:

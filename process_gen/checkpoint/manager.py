@@ -403,6 +403,9 @@ def find(
 
     Returns:
       `(folder, weights, config, meta)`; `weights` is the part that is there.
+
+    Raises:
+      CheckpointError: there is none, or it has lost the averaged weights that it was written with.
     """
     root = absolute(path)
     if (root / "meta").exists():
@@ -414,6 +417,11 @@ def find(
     meta = read_meta(chosen)
     config = read_config(meta, chosen)
     if weights == "ema" and not (chosen / "ema").exists():
+        if integrity.was_written(chosen, "ema"):
+            raise DamagedError(
+                f"checkpoint {chosen} is damaged: its part ema, the averaged weights, is missing; "
+                'put it back, or ask for the plain weights ("params")'
+            )
         weights = "params"
     return chosen, weights, config, meta
 

@@ -20,6 +20,7 @@ from etils import epath
 from process_gen.checkpoint import (
     bagel,
     integrity,
+    json_values,
     manager,
     name_map,
     remote,
@@ -101,21 +102,19 @@ def _is_language(path: str) -> bool:
 
 def _config(source: epath.Path) -> dict[str, Any]:
     file = source / "config.json"
-    try:
-        stated = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{file}: no JSON object ({error})") from error
+    stated = json_values.read(file)
     for key, allowed in (
         ("model_type", ("qwen2", "qwen3")),
         ("hidden_act", ("silu",)),
         ("rope_scaling", (None,)),
+        ("rope_parameters", (None,)),
         ("use_sliding_window", (False,)),
     ):
         if stated.get(key, allowed[0]) not in allowed:
             raise CheckpointError(f"{file}: {key} is {stated[key]!r}; supported is {allowed[0]!r}")
-    for key in ("num_attention_heads", "rope_theta", "rms_norm_eps"):
-        if key not in stated:
-            raise CheckpointError(f"{file}: {key} is missing")
+    json_values.whole(stated, "num_attention_heads", str(file), least=1)
+    for key in ("rope_theta", "rms_norm_eps"):
+        json_values.number(stated, key, str(file), above=0.0)
     return stated
 
 
@@ -128,11 +127,20 @@ def _model(
     def shape(key: str) -> tuple[int, ...]:
         if key not in reader.infos:
             raise CheckpointError(f"{source}: tensor {key} is missing; is this a Qwen2 model?")
-        return reader.infos[key].shape
+        found = reader.infos[key].shape
+        if len(found) != 2 or 0 in found:
+            raise CheckpointError(f"{source}: tensor {key} is {list(found)}, expected 2 sides")
+        return found
 
     vocab, width = shape("model.embed_tokens.weight")
     heads = int(stated["num_attention_heads"])
-    head_dim = shape("model.layers.0.self_attn.q_proj.weight")[0] // heads
+    rows = shape("model.layers.0.self_attn.q_proj.weight")[0]
+    head_dim = rows // heads
+    if head_dim * heads != rows:
+        raise CheckpointError(
+            f"{source / 'config.json'}: num_attention_heads is {heads}, which the {rows} rows of "
+            "the queries' weights are no multiple of"
+        )
     layers = {key.split(".")[2] for key in reader.infos if key.startswith("model.layers.")}
     bf16 = reader.infos["model.embed_tokens.weight"].dtype.itemsize == 2
     return dataclasses.replace(

@@ -15,7 +15,7 @@ import numpy as np
 
 from process_gen.core.trajectory import plan_text
 from process_gen.curation.protocols import Failed, Operation
-from process_gen.strokes import faults, phrases
+from process_gen.strokes import faults, phrases, scene
 from process_gen.strokes.layout import Wanted, at, recolored
 from process_gen.strokes.prompts import phrase, pick
 from process_gen.strokes.scene import NUM_CELLS, PLACES, SceneObject, cells_related
@@ -39,8 +39,7 @@ def read_state(description: str) -> list[Entry] | None:
         for (color, shape, place), holds in found:
             row, col = divmod(PLACES.index(place), 3)
             state.append((SceneObject(shape, color, row, col), holds))
-    state_cells = [item.cell for item, _ in state]
-    return state if len(set(state_cells)) == len(state_cells) else None
+    return state if scene.fits(item for item, _ in state) else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,11 +7,13 @@ plan, and now the question is whether what is there fits the prompt, and is all 
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Sequence
 
 from process_gen.core.trajectory import Step, Trajectory, plan_text
 from process_gen.sampling.painter import Painter
 from process_gen.strokes import phrases
+from process_gen.strokes.prompts import NUMBERS
 from process_gen.strokes.scene import EASY, SceneObject, World
 
 # Paintings that end with a sketch which nobody has inspected -> what is said of each sketch.
@@ -44,7 +46,7 @@ def opinions(painted: Sequence[Trajectory], inspect: Inspect, world: World = EAS
     Returns:
       Of each picture a key of `WORTH`: "complete" (it is what the prompt asks for), "unfinished"
       (something is missing), "faulty" (something is wrong), "unreadable" (what is said of it is no
-      inspection), or "no_image".
+      inspection, or lists what no plan can say), or "no_image".
     """
     found = ["no_image" if t.final_image is None else "unreadable" for t in painted]
     whole = {
@@ -55,7 +57,8 @@ def opinions(painted: Sequence[Trajectory], inspect: Inspect, world: World = EAS
     there = {}
     for i, said in _inspections(painted, whole, inspect, world).items():
         if said.seen:
-            there[i] = _plan(said.seen, world)
+            if _can_be_said(said.seen):
+                there[i] = _plan(said.seen, world)
         else:  # nothing, or it does not say what: then this is its verdict
             found[i] = "unfinished" if said.seen == () else _verdict(said)
     for i, said in _inspections(painted, there, inspect, world).items():
@@ -78,6 +81,12 @@ def _inspections(
     said = zip(plans, inspect(starts), strict=True)
     read = {i: phrases.parse_inspection(text, world) for i, text in said if text is not None}
     return {i: inspection for i, inspection in read.items() if inspection is not None}
+
+
+def _can_be_said(seen: Sequence[phrases.Placed]) -> bool:
+    """Whether a plan can name these objects: each once, and no more of a kind than are counted."""
+    kinds = collections.Counter((color, shape) for color, shape, _ in seen)
+    return len(set(seen)) == len(seen) and max(kinds.values()) < len(NUMBERS)
 
 
 def _plan(seen: Sequence[phrases.Placed], world: World) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from process_gen.core.trajectory import Image, Step, Trajectory, parse_plan
 from process_gen.evaluation.intervals import wilson
 from process_gen.strokes import oracle
-from process_gen.strokes.consistency import as_seen, extends_to
+from process_gen.strokes.consistency import as_seen, drawable, extends_to
 from process_gen.strokes.phrases import Placed, parse_inspection, parse_state
 from process_gen.strokes.scene import EASY, World
 
@@ -27,13 +27,14 @@ class StepCheck:
 
     Attributes:
       aligned: the sketch shows what the plan describes, and nothing else.
-      consistent: the plan can become what the prompt asks for.
+      consistent: the plan can be drawn and become what the prompt asks for.
       complete: the plan describes all that the prompt asks for, and nothing else.
       rejected: the inspection found a fault.
       says_complete: the inspection calls the picture complete.
       seen_right: it lists what the oracle sees; None where it lists nothing.
       right_end: the step's last picture shows what its last plan describes, and that plan is
         consistent with the prompt.
+      complete_end: it shows that, and that plan is complete.
       untouched, kept: objects that the plan leaves as they were and the last picture showed; how
         many of them the sketch still shows.
     """
@@ -45,6 +46,7 @@ class StepCheck:
     says_complete: bool
     seen_right: bool | None
     right_end: bool
+    complete_end: bool
     kept: int
     untouched: int
 
@@ -67,15 +69,16 @@ def shows(image: Image, state: State, world: World = EASY) -> bool:
 
 
 def consistent(state: State, requirement: Mapping[str, Any], world: World = EASY) -> bool:
-    """Whether a state can become what is asked for; placeholders are no obstacle."""
+    """Whether a state can be drawn and become what is asked for; placeholders are no obstacle."""
     wanted = [as_seen(placed, world) for placed, holds in state if not holds]
-    return extends_to(wanted, requirement)
+    return drawable(_objects(state), world) and extends_to(wanted, requirement)
 
 
 def complete(state: State, requirement: Mapping[str, Any], world: World = EASY) -> bool:
-    """Whether a state is what is asked for, without placeholders."""
-    objects = [as_seen(placed, world) for placed, _ in state]
-    return not any(holds for _, holds in state) and oracle.satisfies_exactly(objects, requirement)
+    """Whether a state can be drawn and is what is asked for, without placeholders."""
+    if any(holds for _, holds in state) or not drawable(_objects(state), world):
+        return False
+    return oracle.satisfies_exactly([as_seen(placed, world) for placed, _ in state], requirement)
 
 
 def _objects(state: State) -> tuple[Placed, ...]:
@@ -107,9 +110,9 @@ def check_step(
     last = state if step.refined_plan is None else planned(step.refined_plan, world)
     image = step.image
     assert image is not None
-    right_end = (
-        last is not None and shows(image, last, world) and consistent(last, requirement, world)
-    )
+    ended = last if last is not None and shows(image, last, world) else None
+    right_end = ended is not None and consistent(ended, requirement, world)
+    complete_end = ended is not None and complete(ended, requirement, world)
     kept = untouched = 0
     if before is not None:
         old, picture = before
@@ -123,6 +126,7 @@ def check_step(
         says_complete=said is not None and said.complete,
         seen_right=None if said is None or said.seen is None else said.seen == reading.placed,
         right_end=right_end,
+        complete_end=complete_end,
         kept=kept,
         untouched=untouched,
     )
@@ -175,8 +179,9 @@ def painting_rates(trajectories: Sequence[Trajectory], world: World = EASY) -> d
 
     `steps` (judged ones) and `unjudged`; `sketch_aligned`, `plan_consistent`; `drift` (objects that
     should have stayed and did not); `plan_correct` (the last plan, perfectly drawn, satisfies the
-    prompt), `stopped_early` (finished without that), `painted_on` (a step begun although picture
-    and plan were complete); and under `inspection` what `inspection_rates` gives.
+    prompt), `stopped_early` (finished without that), `painted_on` (a step begun although the
+    picture and the plan that the one before ended with were complete); and under `inspection` what
+    `inspection_rates` gives.
     """
     everything = [check_steps(t, world) for t in trajectories]
     checks = [c for own in everything for c in own if c is not None]
@@ -192,7 +197,7 @@ def painting_rates(trajectories: Sequence[Trajectory], world: World = EASY) -> d
         "drift": _hits(sum(c.untouched - c.kept for c in checks), sum(c.untouched for c in checks)),
         "plan_correct": _rate(finals),
         "stopped_early": _rate(not f for f in finished),
-        "painted_on": _rate(c.complete and c.aligned for c in followed),
+        "painted_on": _rate(c.complete_end for c in followed),
         "inspection": inspection_rates(checks),
     }
 

@@ -23,7 +23,7 @@ from process_gen.evaluation.differences import Difference, Limits
 from process_gen.evaluation.intervals import CONFIDENCE, mean_of_values, z_score
 from process_gen.evaluation.judged import Judged
 from process_gen.report.runs import Run, limits
-from process_gen.report.summary import plain_table
+from process_gen.report.summary import add_row, plain_table
 
 OVERALL = "overall"
 COSTS = {
@@ -276,7 +276,7 @@ def _summary_table(measure: Mapping[str, Any], comparison: Mapping[str, Any]) ->
     table = plain_table(f"{measure['name']}, overall", "%", "difference")
     for run in comparison["runs"]:
         rate, moved = row["runs"].get(run["name"]), row["differences"].get(run["name"])
-        table.add_row(run["name"], _rate(rate), _moved(moved))
+        add_row(table, run["name"], _rate(rate), _moved(moved))
     return table
 
 
@@ -289,7 +289,7 @@ def _pair_table(
         moved = row["differences"].get(b)
         pairs = f"{moved['better']}, {moved['worse']}" if moved and moved["pairs"] else ""
         cells = (_rate(row["runs"].get(a)), _rate(row["runs"].get(b)), _moved(moved), pairs)
-        table.add_row(row[head], *cells, style="bold" if row[head] == OVERALL else None)
+        add_row(table, row[head], *cells, style="bold" if row[head] == OVERALL else None)
     return table
 
 
@@ -307,14 +307,14 @@ def _cost_table(comparison: Mapping[str, Any]) -> Table:
                     f"{moved['difference']:+.3g} [{moved['low']:+.3g}, {moved['high']:+.3g}]{mark}"
                 )
             cells.append(text)
-        table.add_row(COSTS[row["name"]], *cells)
+        add_row(table, COSTS[row["name"]], *cells)
     return table
 
 
 def _settings_table(comparison: Mapping[str, Any]) -> Table:
     table = plain_table("settings that differ", *(run["name"] for run in comparison["runs"]))
     for name, values in comparison["settings"].items():
-        table.add_row(name, *(_shorten(value) for value in values.values()))
+        add_row(table, name, *(_shorten(value) for value in values.values()))
     return table
 
 

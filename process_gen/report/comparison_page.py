@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from process_gen.core.errors import DataError
 from process_gen.evaluation.judged import Judged
-from process_gen.report.comparison import COSTS, Place, places
+from process_gen.report.comparison import COSTS, OVERALL, Place, places
 from process_gen.report.curves import VIEW, compared
 from process_gen.report.html import (
     SORTS,
@@ -39,9 +40,14 @@ def write_comparison(
       runs: the baseline first.
       title: heading of the page.
       show: prompts with paintings, at most: those first on which the runs differ.
+
+    Raises:
+      DataError: a painting was judged that the run's records do not hold; nothing was written. Or a
+        painting cannot be read.
     """
     by_place = [places(run.judged) if run.records is not None else {} for run in runs]
     shown, note = chosen(by_place, show)
+    lines = [_lines(run, own, shown) for run, own in zip(runs, by_place, strict=True)]
     judged = [[own[place] for own in by_place if place in own] for place in shown]
     pictures = sum(one.pictures + 1 for row in judged for one in row)
     outcomes = [outcome([own.get(place) for own in by_place], runs) for place in shown]
@@ -75,7 +81,7 @@ def write_comparison(
             ),
         ],
         sorts=SORTS,
-        paintings=_items(runs, by_place, shown, outcomes, largest_side(pictures)),
+        paintings=_items(runs, by_place, lines, shown, outcomes, largest_side(pictures)),
     )
 
 
@@ -115,12 +121,12 @@ def outcome(judged: Sequence[Judged | None], runs: Sequence[Run]) -> list[str]:
 def _items(
     runs: Sequence[Run],
     by_place: Sequence[Mapping[Place, Judged]],
+    lines: Sequence[Mapping[tuple[int, int], Mapping[str, Any]]],
     shown: Sequence[Place],
     outcomes: Sequence[Sequence[str]],
     largest: int,
 ) -> Iterator[dict[str, Any]]:
     """One prompt at a time: only its own pictures are in memory."""
-    lines = [_lines(run, own, shown) for run, own in zip(runs, by_place, strict=True)]
     for order, place in enumerate(shown):
         sides = []
         for run, own, found in zip(runs, by_place, lines, strict=True):
@@ -137,14 +143,22 @@ def _items(
 def _lines(
     run: Run, own: Mapping[Place, Judged], shown: Sequence[Place]
 ) -> dict[tuple[int, int], dict[str, Any]]:
+    """The records of the paintings to show, by index and sample."""
     if run.records is None:
         return {}
     wanted = {(own[place].index, own[place].sample) for place in shown if place in own}
-    return {
+    found = {
         place: record
         for record in records.lines(run.records)
         if (place := (record["index"], record["sample"])) in wanted
     }
+    if missing := sorted(wanted - found.keys()):
+        index, sample = missing[0]
+        raise DataError(
+            f"{run.records}: holds no painting {index}, sample {sample}, which was judged "
+            f"({len(missing)} missing); score the folder again with launch.evaluate"
+        )
+    return found
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -156,9 +170,13 @@ def _lead(comparison: Mapping[str, Any]) -> str:
     if suites:
         text += f" of the suite {suites[0]}"
     text += f"; the baseline is {comparison['baseline']}"
-    pairs = [f"{run['name']} {run['pairs']}" for run in comparison["runs"][1:] if run["pairs"]]
-    if pairs:
-        text += f"; paintings of the same prompts, compared pair by pair: {', '.join(pairs)}"
+    # Prompts in common are not enough: where one of them is missing, rates are compared.
+    pairs = {run["name"]: 0 for run in comparison["runs"][1:]}
+    for row in (row for m in comparison["measures"] for row in m["rows"] if row["tag"] == OVERALL):
+        for name, moved in row["differences"].items():
+            pairs[name] = max(pairs[name], moved["pairs"])
+    if told := [f"{name} {n}" for name, n in pairs.items() if n]:
+        text += f"; paintings of the same prompts, compared pair by pair: {', '.join(told)}"
     return f"{text}."
 
 

@@ -68,7 +68,8 @@ class Run:
 def read_run(path: str | os.PathLike[str], name: str) -> Run:
     """Reads a run: an output folder, a folder that holds one (a sweep's trial), or scores alone.
 
-    Files are looked for in the folder itself, then up to two folders deeper.
+    Files are looked for in the folder itself, then up to two folders deeper; scores, verdicts and
+    paintings of a run come from one folder, that of the scores where there are some.
 
     Raises:
       DataError: nothing to compare is there, a file is damaged, or there are several of a kind.
@@ -78,7 +79,12 @@ def read_run(path: str | os.PathLike[str], name: str) -> Run:
         return _of_file(folder, name)
     if not folder.is_dir():
         raise DataError(f"run {path}: no such folder or file")
-    scores_file, lines = find(folder, SCORES), find(folder, records.FINISHED)
+    scores_file = find(folder, SCORES)
+    if scores_file is None:
+        lines = find(folder, records.FINISHED)
+    else:  # a nearer folder may hold other paintings, which nobody scored
+        beside = scores_file.parent / records.FINISHED
+        lines = beside if beside.exists() else None
     near = (scores_file or lines or folder / SCORES).parent
     scores = _json(scores_file) if scores_file else {}
     about = scores or (_json(near / RUN) if (near / RUN).exists() else {})

@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from process_gen.report.curves import series
 
@@ -42,7 +43,7 @@ def rate_table(rates: Mapping[str, Mapping[str, Any]]) -> Table:
     """A line a rate: percent, interval, and out of how many."""
     table = plain_table("rate", "%", "interval", "of")
     for name, rate in rates.items():
-        table.add_row(name.replace("_", " "), *_cells({name: rate}, [name]), str(rate["n"]))
+        add_row(table, name.replace("_", " "), *_cells({name: rate}, [name]), str(rate["n"]))
     return table
 
 
@@ -54,7 +55,7 @@ def loss_table(history: Sequence[Mapping[str, Any]]) -> Table:
         for split in ("train", "eval"):
             points = splits.get(split)
             cells += [f"{points[0][1]:.4g}", f"{points[-1][1]:.4g}"] if points else ["", ""]
-        table.add_row(name, *cells)
+        add_row(table, name, *cells)
     return table
 
 
@@ -65,9 +66,9 @@ def score_table(scores: Mapping[str, Any]) -> Table:
     heads = [head for name in names for head in (name, f"{level} interval")]
     table = plain_table(scores["suite"], "n", *heads)
     for tag, row in scores["tags"].items():
-        table.add_row(tag, str(row["n"]), *_cells(row, names))
+        add_row(table, tag, str(row["n"]), *_cells(row, names))
     table.add_section()
-    table.add_row("overall", str(scores["n"]), *_cells(scores["overall"], names), style="bold")
+    add_row(table, "overall", str(scores["n"]), *_cells(scores["overall"], names), style="bold")
     return table
 
 
@@ -103,7 +104,12 @@ def _cells(row: Mapping[str, Any], names: Sequence[str]) -> list[str]:
 def plain_table(first: str, *heads: str) -> Table:
     """A table without frames; the first column holds words, the others numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first)
+    table.add_column(Text(first))
     for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+        table.add_column(Text(head), justify="right", no_wrap=True)
     return table
+
+
+def add_row(table: Table, *cells: str, style: str | None = None) -> None:
+    """A line of a table, word for word: names that users give are no markup."""
+    table.add_row(*map(Text, cells), style=style)

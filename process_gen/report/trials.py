@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from process_gen.report.summary import add_row
 from process_gen.train.progress import duration
 
 
@@ -82,9 +84,9 @@ def table(rows: Sequence[Row]) -> Table:
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     heads, lines = cells(rows)
     for place, head in enumerate(heads):
-        made.add_column(head, justify="left" if place < 3 else "right", no_wrap=place != 2)
+        made.add_column(Text(head), justify="left" if place < 3 else "right", no_wrap=place != 2)
     for line in lines:
-        made.add_row(*line)
+        add_row(made, *line)
     return made
 
 

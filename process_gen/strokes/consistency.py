@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from process_gen.strokes.layout import Wanted, wanted
 from process_gen.strokes.oracle import SeenObject
 from process_gen.strokes.phrases import Placed
-from process_gen.strokes.scene import EASY, World, related
+from process_gen.strokes.scene import EASY, SceneObject, World, fits, related
 
 
 def as_seen(placed: Placed, world: World = EASY) -> SeenObject:
@@ -18,11 +18,20 @@ def as_seen(placed: Placed, world: World = EASY) -> SeenObject:
     return SeenObject(shape, color, world.centers[col], world.centers[row], world)
 
 
+def drawable(planned: Iterable[Placed], world: World = EASY) -> bool:
+    """Whether a picture can show planned objects, placeholders among them (`scene.fits`)."""
+    return fits(
+        SceneObject(shape, color, *divmod(world.places.index(place), world.side), world=world)
+        for color, shape, place in planned
+    )
+
+
 def extends_to(objects: Sequence[SeenObject], requirement: Mapping[str, Any]) -> bool:
-    """Whether adding objects can turn these into what is asked for.
+    """Whether these objects contradict nothing that is asked for.
 
     That is, whether every object can be one that the prompt asks for, each for one only, with no
-    relation violated between those that are there.
+    relation violated between those that are there. Whether there is a cell left for every object
+    that is still to come is not asked.
 
     Args:
       objects: without placeholders.

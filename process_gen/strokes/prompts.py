@@ -184,10 +184,12 @@ def _possible(drawn: Requirement, world: World) -> bool:
 
 
 def canonical(prompt: str, world: World = EASY) -> str:
-    """One spelling for prompts that ask for the same thing.
+    """One spelling for most prompts that ask for the same thing.
 
-    "A right of B" becomes "B left of A", "A below B" "B above A", "A behind B" "B in front of A" (a
-    third group stays last), and the groups of "A and B" are sorted.
+    "A right of B" becomes "B left of A", "A below B" "B above A", "A behind B" "B in front of A",
+    and the groups of "A and B" are sorted. Groups after these two stay last, in their order: "A
+    above B and C and D" and "A above B and D and C", of the hard world, ask for the same and are
+    two. What is held out hangs on it, so it stays as it is.
     """
     match = _patterns(world)[0].search(prompt)
     if match is None:

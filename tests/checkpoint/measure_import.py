@@ -70,7 +70,7 @@ def write_checkpoint(folder: Path, layers: int) -> int:
     special = {name: 151644 + i for i, name in enumerate(ids)}
     for name, content in {
         "config": {"special_tokens": special},
-        "llm_config": {"rope_theta": 1e6},
+        "llm_config": {"rope_theta": 1e6, "rms_norm_eps": 1e-6},
         "vit_config": {"num_attention_heads": 16},
     }.items():
         (folder / f"{name}.json").write_text(json.dumps(content))

@@ -166,6 +166,15 @@ def _change_json(name: str, **change):
     return damage
 
 
+def _drop_json(name: str, key: str):
+    def damage(folder: Path) -> None:
+        stated = json.loads((folder / name).read_text())
+        del stated[key]
+        (folder / name).write_text(json.dumps(stated))
+
+    return damage
+
+
 def _change(file: str, change):
     return lambda folder: _rewrite(folder / file, change)
 
@@ -201,6 +210,7 @@ def _pickle(folder: Path) -> None:
     (folder / "ae.safetensors").write_bytes(pickle.dumps({}))
 
 
+YARN = {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0}
 CONNECTOR = "connector.fc1.weight"
 
 
@@ -221,6 +231,9 @@ CONNECTOR = "connector.fc1.weight"
         (lambda folder: (folder / "config.json").write_text("{"), "config.json: no JSON object"),
         (_change_json("vit_config.json", hidden_act="gelu"), "hidden_act is 'gelu'"),
         (_change_json("config.json", interpolate_pos=True), "interpolate_pos is True"),
+        (_drop_json("llm_config.json", "rope_theta"), "llm_config.json: rope_theta is missing"),
+        (_drop_json("llm_config.json", "rms_norm_eps"), "llm_config.json: rms_norm_eps is missing"),
+        (_change_json("llm_config.json", rope_parameters=YARN), "rope_parameters is .*yarn"),
     ],
 )
 def test_refusals_name_the_fault_and_leave_nothing(source, tmp_path, damage, words):

@@ -179,6 +179,32 @@ def test_sampling_refuses_what_it_would_read_and_reads_the_rest(run):
     assert manager.load_for_sampling(run, step=2)[2]["step"] == 2
 
 
+def test_lost_averages_are_not_replaced_by_plain_weights(run):
+    shutil.rmtree(run / "checkpoints" / "3" / "ema")
+    with pytest.raises(CheckpointError, match="/3 is damaged: its part ema, .* is missing"):
+        manager.load_for_sampling(run)
+    assert manager.load_for_sampling(run, "params")[2]["weights"] == "params"
+    assert manager.load_for_sampling(run, step=2)[2]["weights"] == "ema"
+
+
+def test_averages_of_another_run_are_refused(run, tmp_path):
+    save(tmp_path / "plain", {3: None}, ema=False)
+    step = tmp_path / "plain" / "checkpoints" / "3"
+    assert manager.load_for_sampling(tmp_path / "plain")[2]["weights"] == "params"
+    shutil.copytree(run / "checkpoints" / "3" / "ema", step / "ema")
+    with pytest.raises(CheckpointError, match="its part ema was not written with it"):
+        manager.load_for_sampling(tmp_path / "plain")
+    assert manager.load_for_sampling(tmp_path / "plain", "params")[2]["step"] == 3
+
+
+def test_parts_of_a_checkpoint_without_sums_may_be_missing(tmp_path):
+    """Format 1, of which nobody can say what it was written with."""
+    shutil.copytree(OLD, tmp_path / "old")
+    assert manager.load_for_sampling(tmp_path / "old")[2]["weights"] == "ema"
+    shutil.rmtree(tmp_path / "old" / "checkpoints" / "3" / "ema")
+    assert manager.load_for_sampling(tmp_path / "old")[2]["weights"] == "params"
+
+
 def test_an_older_one_may_be_asked_for_and_the_question_is_remembered(run):
     config = make_config(train={"keep": 9})
     assert restore(run, 1) == (1, 1)

@@ -110,6 +110,15 @@ def test_refusals(source, tmp_path):
     refused("ae.safetensors.*of another shape", base=dataclasses.replace(BASE, model=wrong))
     (source / "config.json").write_text(json.dumps({**STATED, "model_type": "llama"}))
     refused("model_type is 'llama'")
+    for yarn in ("rope_scaling", "rope_parameters"):
+        (source / "config.json").write_text(json.dumps({**STATED, yarn: {"rope_type": "yarn"}}))
+        refused(f"{yarn} is .*yarn")
+    for heads, words in (
+        (0, "is 0; wanted is a whole number from 1"),
+        (7, "is 7, which the 64 rows"),
+    ):
+        (source / "config.json").write_text(json.dumps({**STATED, "num_attention_heads": heads}))
+        refused(f"config.json: num_attention_heads {words}")
     (source / "config.json").write_text(json.dumps(STATED))
     file = source / "model.safetensors"
     tensors = load_file(file)

@@ -107,6 +107,22 @@ def test_a_bare_verdict_is_taken_at_its_word():
         assert choosing.opinions(painted, lambda starts, said=said: [said] * len(starts)) == [found]
 
 
+def test_a_list_that_no_plan_can_say_is_unreadable():
+    """Nine of a kind have no number, and one thing is not twice at a place."""
+    fits = f"{phrases.FITS_PROMPT} {phrases.FITS_INSTRUCTION} {phrases.COMPLETE}"
+    painted = candidates(EASY)[:1]
+    circles = [f"red circle {place}" for place in EASY.places]
+    for seen, found in (
+        (circles, "unreadable"),
+        (circles[:1] * 2, "unreadable"),
+        (circles[:8], "complete"),
+        ([*circles[:8], f"blue circle {EASY.places[8]}"], "complete"),
+    ):
+        said = f"seen: {', '.join(seen)}. {fits}"
+        assert phrases.parse_inspection(said).seen is not None
+        assert choosing.opinions(painted, lambda starts, said=said: [said] * len(starts)) == [found]
+
+
 def test_what_the_inspector_refuses_is_unreadable():
     class Refusing:
         def paint(self, starts, **settings):

@@ -13,7 +13,7 @@ from process_gen.strokes.phrases import COMPLETE, FITS_INSTRUCTION, FITS_PROMPT,
 from process_gen.strokes.plans import StrokesOptions, trajectory_at
 from process_gen.strokes.prompts import parse
 from process_gen.strokes.render import render
-from process_gen.strokes.scene import Scene, SceneObject
+from process_gen.strokes.scene import EASY, HARD, Scene, SceneObject
 
 FAULTS = StrokesOptions(conflict=0.4, misalignment=0.5)
 NUM = 120
@@ -113,6 +113,18 @@ def test_stopping_too_early_and_painting_on():
     assert value(on, "painted_on") == (0.5, 2) and value(on, "stopped_early")[0] == 0.0
 
 
+def test_painting_on_after_a_repair():
+    """What a step ended with counts, not the sketch that it began with."""
+    right, half = render(Scene((RED, BLUE))), render(Scene((RED,)))
+    plan, less = plan_text("x", BOTH), plan_text("x", "a red circle at top left")
+    said = "no. <refine>repaint</refine>"
+    mended = Step(plan, half, said, plan, right)
+    spoiled = Step(plan, right, said, less, half)
+    both = one([RED, BLUE], BOTH)
+    for step, wanted in ((mended, 1.0), (spoiled, 0.0)):
+        assert value(stepwise.painting_rates([painting(step, both)]), "painted_on") == (wanted, 1)
+
+
 def test_steps_that_cannot_be_read_are_counted():
     rates = stepwise.painting_rates([painting(FIRST, one([RED], "a thing"))])
     assert rates["unjudged"] == 1 and rates["steps"] == 1
@@ -147,6 +159,33 @@ def test_a_violated_relation_cannot_be_mended_by_adding():
     ):
         objects = [as_seen(placed) for placed, _ in parse_state(words)]
         assert extends_to(objects, requirement) is wanted
+
+
+@pytest.mark.parametrize(
+    ("world", "prompt", "state", "wanted"),
+    [
+        (EASY, "a red circle and a blue square", "{} at top left, {} at top right", True),
+        (EASY, "a red circle and a blue square", "{} at top left, {} at top left", False),
+        (HARD, "a red small star and a blue large bar", "{} at top left, {} at top left", True),
+        (HARD, "a red small star and a red large bar", "{} at top left, {} at top left", False),
+        (HARD, "a red large star and a blue large bar", "{} at top left, {} at top left", False),
+    ],
+)
+def test_what_cannot_be_drawn_is_neither_complete_nor_consistent(world, prompt, state, wanted):
+    """Two things in one cell, but for the hard world's, of two layers and colours."""
+    words = state.format(*prompt.split(" and "))
+    plan = stepwise.planned(plan_text("x", words), world)
+    requirement = parse(prompt, world)
+    assert stepwise.complete(plan, requirement, world) is wanted
+    assert stepwise.consistent(plan, requirement, world) is wanted
+
+
+def test_a_placeholder_takes_a_cell_too():
+    words = "a red circle at top left, a blue star at {} as a placeholder"
+    requirement = parse("a red circle and a blue square")
+    for place, wanted in (("top right", True), ("top left", False)):
+        plan = stepwise.planned(plan_text("x", words.format(place)))
+        assert stepwise.consistent(plan, requirement) is wanted
 
 
 def test_probes_end_where_the_question_begins():

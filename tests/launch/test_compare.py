@@ -12,6 +12,7 @@ import pytest
 from launch import common, compare
 from process_gen.core.trajectory import Sampled, Trajectory
 from process_gen.evaluation import judged
+from process_gen.report.runs import read_run
 from process_gen.sampling import records
 
 TAGS = ("colors", "position")
@@ -85,6 +86,12 @@ def test_two_runs(pair, tmp_path, capsys):
     assert page.count('data-outcome="exact: all"') == 3 and "<b>0</b>" not in page
 
 
+def test_names_are_no_markup(pair, tmp_path, capsys):
+    call("--runs", f"run[v2]={pair[0]}", f"[/x]={pair[1]}", f"--out={tmp_path / 'out'}")
+    printed = capsys.readouterr().out
+    assert printed.count("run[v2]") > 3 and printed.count("[/x]") > 3
+
+
 def test_the_same_run_twice_differs_in_nothing(pair, tmp_path, capsys):
     call("--runs", f"x={pair[0]}", f"y={pair[0]}", f"--out={tmp_path / 'out'}", "--json")
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -102,6 +109,7 @@ def test_a_run_without_its_counterpart_is_compared_by_rates(pair, tmp_path, caps
     assert moved["short"]["difference"] == pytest.approx(0.75)
     page = (tmp_path / "out" / "compare.html").read_text("utf-8")
     assert page.count("<article") == 4 and "4 of 12 prompts" in page
+    assert "compared pair by pair: b 12." in page
 
 
 def test_scores_alone_and_paintings_alone(pair, tmp_path, capsys):
@@ -113,6 +121,30 @@ def test_scores_alone_and_paintings_alone(pair, tmp_path, capsys):
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     rates = told["measures"][0]["rows"][0]["runs"]
     assert rates["t"]["rate"] == pytest.approx(10 / 12) and rates["n"]["rate"] == pytest.approx(0.5)
+
+
+def test_scores_and_paintings_of_a_run_come_from_one_folder(pair, tmp_path, capsys):
+    demo = a_run(tmp_path / "demo", bool, prompts=3, seed=7, scored=False)  # nearer, not scored
+    a_run(demo / "evaluation", lambda i: i < 5, seed=2)
+    call("--runs", f"a={pair[0]}", f"demo={demo}", f"--out={tmp_path / 'out'}", "--json")
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [run["pairs"] for run in told["runs"]] == [12, 12]
+    assert read_run(demo, "demo").records == demo / "evaluation" / records.FINISHED
+    assert (tmp_path / "out" / "compare.html").read_text("utf-8").count("<article") == 12
+    (demo / "evaluation" / records.FINISHED).unlink()
+    assert read_run(demo, "demo").records is None  # rather than others
+    (demo / "evaluation" / "scores.json").unlink()
+    assert read_run(demo, "demo").records == demo / records.FINISHED
+
+
+def test_a_judged_painting_without_its_record(pair, tmp_path, capsys):
+    lines = pair[1] / records.FINISHED
+    lines.write_text("".join(lines.read_text().splitlines(keepends=True)[:9]))
+    with pytest.raises(SystemExit) as stopped:
+        call("--runs", *map(str, pair), f"--out={tmp_path / 'out'}")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "holds no painting 9, sample 0" in error
+    assert str(lines) in error and not (tmp_path / "out").exists()
 
 
 def test_scores_between_0_and_1(tmp_path, capsys):

@@ -119,6 +119,8 @@ def test_the_held_out_split(capsys):
         ([], "--config"),
         (["--data=/nowhere"], "not a trajectory folder"),
         ([CONFIG, "--split=both"], "split"),
+        ([CONFIG, "--split=eval", "--speed=4"], "--speed times data.sources; leave out --split"),
+        ([CONFIG, "--split=eval", "--steps=1"], "--steps times data.sources; leave out --split"),
         ([CONFIG, "--config.data.sources=({'kind': 'strokse'},)"], "unknown data source"),
     ],
 )

@@ -16,7 +16,7 @@ from launch import common, submit, train
 from process_gen.core.errors import ConfigError
 
 GOLDEN = Path(__file__).parent / "golden"
-ODD = '--config.train.init_from=it\'s $(HOME) "x"; rm -rf / #'
+ODD = '--config.train.init_from=it\'s $(HOME) $$(HOME) $$ $x "x"; rm -rf / #'
 BASE = {
     "name": "tiny-1",
     "config": "configs/strokes_tiny.py:debug",
@@ -75,8 +75,7 @@ def test_arguments_arrive_as_they_were_given(target):
     sent = ["configs/strokes_tiny.py:debug", "gs://bucket/runs/tiny", "(0.1, 0.9)"]
     if target == "gke":
         container = _container(made.text)
-        # $$( is Kubernetes for $(.
-        arrived = [word.replace("$$(", "$(") for word in container["command"]]
+        arrived = [_as_kubernetes_reads_it(word) for word in container["command"]]
     elif target == "gke_toolkit":
         arrived = shlex.split(made.command[-1].removeprefix("--command="))
     else:
@@ -94,6 +93,20 @@ def test_what_is_set_to_false_is_passed_on():
     assert submit._passed_on(words, "slurm") == words[1:]
     with pytest.raises(ConfigError, match="must be one word"):
         submit._passed_on([*words, "--config.train.steps"], "slurm")
+
+
+def _as_kubernetes_reads_it(word):
+    """$$ is $, wherever it stands; $(NAME) is a variable, here an unknown one made visible."""
+    return re.sub(r"\$\$|\$\((.*?)\)", lambda m: "$" if m[0] == "$$" else f"variable {m[1]}", word)
+
+
+def test_the_directory_of_a_batch_script_is_checked_by_default_too(monkeypatch):
+    assert "#SBATCH --chdir=/home/me/process_gen\n" in plan("slurm").text
+    checkout = Path(submit.__file__).parents[1]
+    assert f"#SBATCH --chdir={checkout}\n" in plan("slurm", {"directory": None}).text
+    monkeypatch.setattr(submit, "__file__", "/my code/launch/submit.py")
+    with pytest.raises(ConfigError, match="--directory=/my code must be without spaces"):
+        plan("slurm", {"directory": None})
 
 
 def _as_bash_reads_it(script, target):

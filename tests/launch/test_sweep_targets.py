@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import common, sweep, trials
+from launch import common, submit, sweep, trials
 from process_gen.core.errors import ConfigError
 from tests.launch.test_sweep import _STUB
 
@@ -86,6 +86,18 @@ def test_only_what_has_no_result_is_sent(call, tmp_path, capsys):
     ordered = trials.load("five.py")
     chosen = [trial for trial in ordered if trial.name in only]
     assert [trial.name for trial in chosen] == only
+
+
+def test_kubernetes_looks_up_no_variable(call, capsys):
+    call("gke", "--dry_run", workdir="/data/$(HOME)$$x", without="none")
+    text = capsys.readouterr().out.partition("# ---- command")[0]
+    assert '"--workdir=/data/$$(HOME)$$$$x"' in text and '"--trial=$(JOB_' in text
+
+
+def test_the_directory_is_checked_by_default_too(call, monkeypatch):
+    monkeypatch.setattr(submit, "__file__", "/my code/launch/submit.py")
+    with pytest.raises(ConfigError, match="--directory=/my code must be without spaces"):
+        call("slurm", "--dry_run", without="--directory")
 
 
 def test_a_printed_command_runs_its_trial(call, tmp_path, capsys):

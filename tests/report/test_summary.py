@@ -40,3 +40,11 @@ def test_losses_first_and_last():
 
 def test_nothing_given_prints_nothing():
     assert printed() == ""
+
+
+def test_names_are_no_markup():
+    rate = {"rate": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    row = {"n": 9, "exact": rate}
+    scores = {"suite": "[/x]", "n": 9, "confidence": 0.95, "tags": {"run[v2]": row}}
+    text = printed(scores={**scores, "overall": {"exact": rate}}, rates={":bug:[b]": rate})
+    assert all(name in text for name in ("[/x]", "run[v2]", ":bug:[b]"))

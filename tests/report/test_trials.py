@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import pytest
@@ -47,6 +48,14 @@ def test_terminal():
     console.print(trials.table([SCORED, FAILED]))
     text = console.file.getvalue()
     assert "50.0 [25.0, 75.0]" in text and "failed: exit status 3" in text
+
+
+def test_names_are_no_markup():
+    console = Console(file=io.StringIO(), width=100)
+    odd = dataclasses.replace(SCORED, name="run[v2]", about="[/x] :bug:", rates={"a[b]": HALF})
+    console.print(trials.table([odd]))
+    text = console.file.getvalue()
+    assert "run[v2]" in text and "[/x] :bug:" in text and "a[b] %" in text
 
 
 def test_a_figure_of_what_was_scored():

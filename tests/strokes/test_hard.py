@@ -75,6 +75,13 @@ def test_held_out_prompts_stay_apart():
         "a blue small star in front of a red large bar",
     )
     assert canonical(a, HARD) == canonical(b, HARD)
+    last = ["a green large bar", "two red small stars"]
+    a, b = (
+        " and ".join(["a red large bar above a blue small star", *rest])
+        for rest in (last, last[::-1])
+    )
+    assert parse(a, HARD) and parse(b, HARD)
+    assert canonical(a, HARD) != canonical(b, HARD)  # the docs say so; sets hang on it
     rng = np.random.default_rng(1)
     for tag in HELD_OUT_TAGS:
         asked = held_out_requirements(tag, 20, 0, HARD)

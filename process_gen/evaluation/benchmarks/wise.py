@@ -197,8 +197,10 @@ def results(
             try:
                 line = json.loads(row)
                 prompt = line["prompt_id"]
+                if not isinstance(prompt, float):  # 1.0 is found as it is, and 1.5 is no prompt
+                    prompt = int(prompt)
                 given = {name: float(line[name]) for name in variant.scores}
-            except (ValueError, LookupError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, OverflowError) as error:
                 raise DataError(f"{where}: not a result of {variant.name} ({error!r})") from error
             if prompt not in index or not all(g in range(variant.most + 1) for g in given.values()):
                 raise DataError(f"{where}: not of this run, or out of range: {row[:80]}")

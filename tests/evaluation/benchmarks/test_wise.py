@@ -142,12 +142,16 @@ def test_results_of_the_official_programs(tmp_path):
         (row, "not a result"),
         ({**row, "aesthetic_quality": 3.0}, "out of range"),
         ({**row, "aesthetic_quality": 1.0, "prompt_id": 7}, "not of this run"),
+        ({**row, "aesthetic_quality": 1.0, "prompt_id": 401.5}, "not of this run"),
+        ({**row, "aesthetic_quality": 1.0, "prompt_id": [401]}, "not a result"),
+        ({**row, "aesthetic_quality": 1.0, "prompt_id": "x"}, "not a result"),
     ):
         file.write_text(json.dumps(bad) + "\n")
         with pytest.raises(DataError, match=words):
             wise.results(LEGACY, [str(file)], items, 1)
-    file.write_text('{"prompt_id": 1, "Subcategory": "s", "score": 1.0}\n')
-    assert wise.results(VERIFIED, [str(file)], items, 1) == {(0, 0): True}
+    for number in ("1", '"1"'):  # `read` takes either too
+        file.write_text(f'{{"prompt_id": {number}, "Subcategory": "s", "score": 1.0}}\n')
+        assert wise.results(VERIFIED, [str(file)], items, 1) == {(0, 0): True}
 
 
 def test_prompts_that_are_not_there(tmp_path):
