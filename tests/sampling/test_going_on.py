@@ -45,7 +45,8 @@ class Remembers:
     def __init__(self):
         self._real = load_tokenizer()
         self.words: dict[tuple[int, ...], str] = {}
-        for name in ("vocab_size", "bos", "eos", "image_start", "image_end", "end_of_text"):
+        names = "vocab_size bos eos image_start image_end end_of_text specials"
+        for name in names.split():
             setattr(self, name, getattr(self._real, name))
         self.fingerprint = "remembers"
 

@@ -193,14 +193,14 @@ def test_a_prompt_that_cannot_be_read_is_refused(painter):
 
 
 def test_a_blank_answer_is_no_answer(painter, monkeypatch):
-    monkeypatch.setattr(interleaved.Interleaved, "_write", lambda *_: (" \n", False))
+    monkeypatch.setattr(interleaved.Interleaver, "_write", lambda *_: (" \n", False))
     asked = {"images": [PICTURE], "mode": "understand"}
     (made,) = painter.paint(["a cat"], **asked, **QUICK)
     assert made.finish_reason == "malformed" and made.text == " \n"
     validate(made)  # so that it can be read back
     with pytest.raises(TrajectoryError, match="an answer is missing"):
         validate(dataclasses.replace(made, finish_reason="finished"))
-    monkeypatch.setattr(interleaved.Interleaved, "_write", lambda *_: ("a cat", False))
+    monkeypatch.setattr(interleaved.Interleaver, "_write", lambda *_: ("a cat", False))
     (made,) = painter.paint(["a cat"], **asked, **QUICK)
     assert made.finish_reason == "finished"
 
