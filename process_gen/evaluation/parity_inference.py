@@ -73,7 +73,7 @@ class Reader:
         )
 
     def add_text(self, row: int, ids: Sequence[int]) -> Any:
-        """Appends a causal run of tokens; returns its normed states."""
+        """Appends a causal run of tokens; returns its normed states, see `Contexts.add_text`."""
         start = int(self.contexts.position[row])
         self.tokens[row] += [(token, TEXT, start + i) for i, token in enumerate(ids)]
         return self.contexts.add_text([row], ids)

@@ -397,10 +397,14 @@ class Contexts:
         self.visible_from = np.full((rows, slots), NEVER, np.int32)
 
     def add_text(self, rows: Sequence[int], ids: Sequence[int]) -> jax.Array:
-        """Appends a text, boundary tokens included; returns its normed states ``[R, n, D]``."""
+        """Appends a text of n tokens, boundary tokens included.
+
+        Returns:
+          Normed states ``[R, m, D]``, the text's first: m is n or more, for cutting the rest off is
+          a program for each n.
+        """
         steps = np.arange(len(ids), dtype=np.int32)
-        hidden = self._read(rows, self._programs.text(ids), steps, len(ids), len(ids))
-        return hidden[:, : len(ids)]
+        return self._read(rows, self._programs.text(ids), steps, len(ids), len(ids))
 
     def add_picture(self, rows: Sequence[int], tokens: Any, ids: np.ndarray, latent: bool) -> None:
         """Appends a clean picture; see `ContextPrograms.picture`."""

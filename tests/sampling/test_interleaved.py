@@ -12,6 +12,7 @@ import pytest
 
 import process_gen
 from launch import import_bagel
+from launch.bench_timing import compilations
 from process_gen.checkpoint import bagel
 from process_gen.core.configs import Config
 from process_gen.core.errors import CheckpointError, ConfigError, TrajectoryError
@@ -240,6 +241,17 @@ def test_texts_are_greedy_and_end_where_they_should(painter):
         wanted.append(token)
     assert np.asarray(tokens)[: int(count)].tolist() == wanted[:7]
     assert bool(cut) == (len(wanted) == 8)
+
+
+def test_a_prompt_of_another_length_compiles_nothing(painter):
+    def paint(prompt):
+        with compilations() as found:
+            painter.paint([prompt], mode="edit", images=[PICTURE], seed=1, **QUICK)
+        return found.count
+
+    paint("a cat")
+    assert paint("a grey dog") == 0
+    assert paint("a cat " * 9) > 0  # more places than a short prompt has
 
 
 def test_a_call_is_handed_the_slots_in_use(painter):
