@@ -224,13 +224,14 @@ def get_sweep() -> list[Trial]:
     ]
     trials += [
         resampled(
-            f"one_shot_full_s{seed}_guidance_2",
+            f"one_shot_full_s{seed}_guidance_{scale}",
             f"one_shot_full_s{seed}",
-            "one-shot, full budget, guidance 2",
+            f"one-shot, full budget, guidance {scale}",
             "--one_shot",
-            "--set=one_shot_guidance=2",
+            f"--set=one_shot_guidance={scale}",
         )
         for seed in (0, 1)
+        for scale in (2, 3)
     ]
     # Steps after its own and after true ones; the best of several, by the oracle and inspected.
     trials += [
