@@ -154,7 +154,7 @@ def get_sweep() -> list[Trial]:
             "--one_shot",
             f"--set=one_shot_guidance={scale}",
         )
-        for scale in (2, 3)
+        for scale in (2, 3, 5)
     ]
     trials += [
         resampled(
@@ -231,7 +231,7 @@ def get_sweep() -> list[Trial]:
             f"--set=one_shot_guidance={scale}",
         )
         for seed in (0, 1)
-        for scale in (2, 3)
+        for scale in (2, 3, 5)
     ]
     # Steps after its own and after true ones; the best of several, by the oracle and inspected.
     trials += [
