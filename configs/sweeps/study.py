@@ -154,7 +154,7 @@ def get_sweep() -> list[Trial]:
             "--one_shot",
             f"--set=one_shot_guidance={scale}",
         )
-        for scale in (2, 3, 5)
+        for scale in (2, 3)
     ]
     trials += [
         resampled(
