@@ -229,17 +229,18 @@ class Desk:
                     return
                 job = self._jobs[0]
             try:
-                job.tell(self._paint(job))
+                update = self._paint(job)
             except ProcessGenError as error:
-                job.tell(Update(done=True, error=str(error)))
+                update = Update(done=True, error=str(error))
             except Exception as error:  # the next one may well succeed
                 traceback.print_exc()
                 kind = type(error).__name__
-                job.tell(Update(done=True, error=f"painting failed ({kind}); the log says more"))
-            with self._lock:
+                update = Update(done=True, error=f"painting failed ({kind}); the log says more")
+            with self._lock:  # before whoever is told asks for the next one
                 self._jobs.popleft()
                 if self._current.get(job.session) is job:
                     del self._current[job.session]
+            job.tell(update)
 
     def _paint(self, job: Job) -> Update:
         painting, one_shot = None, None

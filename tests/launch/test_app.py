@@ -224,7 +224,7 @@ def test_stop(studio, visit):
     me.wait("step 1")
     me.page.click("#stop")
     me.ended("stopped")
-    assert me.page.is_disabled("#stop")
+    me.page.wait_for_selector("#stop:disabled")
 
 
 def test_hostile_words_stay_words(visit):
