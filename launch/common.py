@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from process_gen.core import configs
-from process_gen.core.errors import ConfigError, ProcessGenError, StalledError
+from process_gen.core.errors import ConfigError, LostDataError, ProcessGenError, StalledError
 from process_gen.core.interrupts import Preempted, preempted_on_sigterm
 
 # Exit status after SIGTERM, EX_TEMPFAIL of sysexits.h: the same command, started again, goes on.
@@ -38,8 +38,8 @@ def run(
     """Parses the command line and calls `main`.
 
     What a user can mend (any `ProcessGenError`, a wrong flag) becomes one line on stderr and exit
-    status 2; Ctrl-C exits with 130 and SIGTERM with 75; anything else is a defect and keeps its
-    traceback.
+    status 2, or 1 where the same command may go on later (`core.errors`); Ctrl-C exits with 130 and
+    SIGTERM with 75; anything else is a defect and keeps its traceback.
 
     Args:
       main: the command; gets the parsed flags.
@@ -62,6 +62,8 @@ def run(
             main(values)
     except StalledError as error:
         _end(f"error: {_one_line(error)}", 1)  # threads wait for the source: do not wait for them
+    except LostDataError as error:
+        _fail(f"error: {_one_line(error)}", 1)  # perhaps only for a while
     except ProcessGenError as error:
         _fail(f"error: {_one_line(error)}", 2)
     except Preempted:

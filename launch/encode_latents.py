@@ -37,7 +37,7 @@ def find_autoencoder(checkpoint: str) -> tuple[Any, Config]:
       CheckpointError: there is no such checkpoint, or its autoencoder is gone.
       ConfigError: it has none.
     """
-    chosen, _, stored, _ = manager.find(checkpoint)
+    chosen, _, stored, _ = manager.find(checkpoint, "params")
     if stored.model.codec != "flux":
         raise ConfigError(f"{checkpoint}: its pictures are pixels; there is nothing to encode")
     return bagel.find_official(checkpoint, chosen, stored), stored

@@ -1,4 +1,8 @@
-"""Errors a user can act on. `launch` prints their text as one line and exits with status 2."""
+"""Errors a user can act on. `launch` prints their text as one line and exits with status 2.
+
+Two kinds that may be gone when the same command is started again exit with 1: `StalledError` and
+`LostDataError`.
+"""
 
 
 class ProcessGenError(ValueError):
@@ -26,6 +30,10 @@ class StalledError(DataError):
 
     Threads that wait for it cannot be ended, so `launch` ends the process without waiting for them.
     """
+
+
+class LostDataError(DataError):
+    """A run's data cannot be read any more, or not by all of its processes."""
 
 
 class CheckpointError(ProcessGenError):

@@ -38,7 +38,8 @@ def own_verdict(inspection: str, refined_plan: str | None) -> Verdict | Failed:
 def inspection_of(painting: Trajectory, number: int) -> str | None:
     """What a painting says of one of its steps, if it came to the end of it.
 
-    `<refine>` comes last, so that an inspection that was cut reads as if nothing were wrong.
+    `<refine>` comes last, so that an inspection that was cut reads as if nothing were wrong. One
+    without it after which the painting had no room counts as cut too.
 
     Args:
       painting: a painter's, as it closed it.
@@ -47,7 +48,7 @@ def inspection_of(painting: Trajectory, number: int) -> str | None:
     step = painting.steps[number]
     # Closed so, a painting says no more after the text that was cut or that breaks the grammar.
     last = number == len(painting.steps) - 1 and step.refined_plan is None
-    if last and painting.finish_reason in ("max_text", "malformed"):
+    if last and not step.rejected and painting.finish_reason in ("max_text", "malformed"):
         return None
     return step.inspection
 

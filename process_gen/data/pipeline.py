@@ -17,14 +17,16 @@ import grain
 
 from process_gen.core.batch import Dropout, PackedBatch, stack
 from process_gen.core.configs import Config
-from process_gen.core.errors import ConfigError, DataError
+from process_gen.core.errors import ConfigError, DataError, LostDataError
 from process_gen.data.packing import Plan
 from process_gen.data.rows import Built, Order, Rows, Skipped, batch_builder, stacked
 from process_gen.data.stalls import Watch
 from process_gen.data.workers import Workers
 
 STATE_VERSION = 1
-_ALL_LOST = 8  # trajectories in a row: more than a few bad records that lie side by side
+# Batches in a row without anything that can be used, and trajectories in them, that end a run: more
+# than a moment's outage, and than a few bad records that lie side by side.
+_LOST_BATCHES, _LOST_ITEMS = 3, 8
 _THREADS = 2  # building a batch is mostly NumPy and Rust outside the interpreter's lock
 
 
@@ -90,7 +92,7 @@ class TrainIterator:
         self._batches = grain.MapDataset.source(self._own).batch(len(mine), batch_fn=stacked)
         self._next = 0
         self._taken: collections.Counter[int] = collections.Counter()  # trajectories, by source
-        self._lost = 0  # trajectories of the last batches, since one that had any
+        self._lost = (0, 0)  # batches, and trajectories in them, since one that could be used
         self._iterator: Any = None
 
     def _orders(self) -> Iterator[list[Order]]:
@@ -115,8 +117,8 @@ class TrainIterator:
         """The next batch, NumPy arrays of ``[local rows, ...]``.
 
         Raises:
-          DataError: a record cannot be used, under `data.strict`; a worker died; nothing at all can
-            be read any more.
+          DataError: a record cannot be used, under `data.strict`; a worker died.
+          LostDataError: nothing at all can be read any more.
           StalledError: a source does not answer within `data.timeout`.
         """
         return self._watch.run(self._advance)
@@ -137,13 +139,15 @@ class TrainIterator:
 
     def _refuse_nothing(self, planned: int, failed: Sequence[str]) -> None:
         """Ends a run whose data is gone; else it would go on to its end on empty packs."""
-        self._lost = self._lost + planned if len(failed) == planned else 0
-        if self._lost >= _ALL_LOST:
-            raise DataError(
-                f"none of the last {self._lost} planned trajectories could be used, which leaves "
-                f"nothing to train on; the last: {failed[-1]}. Look at where the data is stored, "
-                "and whether this process may still read it. Started again, the run goes on from "
-                "its last checkpoint"
+        batches, items = self._lost
+        batches, items = (batches + 1, items + planned) if len(failed) == planned else (0, 0)
+        self._lost = batches, items
+        if batches >= _LOST_BATCHES and items >= _LOST_ITEMS:
+            raise LostDataError(
+                f"none of the last {items} planned trajectories could be used, which "
+                f"leaves nothing to train on; the last: {failed[-1]}. Look at where the data is "
+                "stored, and whether this process may still read it. Started again, the run goes "
+                "on from its last checkpoint"
             )
 
     def close(self) -> None:
@@ -258,7 +262,7 @@ class TrainIterator:
             )
         self.close()
         self._rows.believe(epoch, first_row)
-        self._next, self._lost = next_batch, 0
+        self._next, self._lost = next_batch, (0, 0)
 
     def _unreadable(self, epoch: int) -> str:
         count, reasons = len(self._rows.plan(epoch).bad_Kx2), self._rows.reasons(epoch)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from process_gen.checkpoint import integrity
-from process_gen.core.errors import DataError
+from process_gen.core.errors import LostDataError
 from process_gen.core.interrupts import Preempted
 
 
@@ -50,7 +50,7 @@ def same_plan(dataset: Any, seen: str) -> str:
       The facts of the plan that the next batch begins in.
 
     Raises:
-      DataError: on every process, where the plans differ.
+      LostDataError: on every process, where the plans differ.
     """
     if jax.process_count() == 1:
         return seen
@@ -62,7 +62,7 @@ def same_plan(dataset: Any, seen: str) -> str:
         return facts
     first = found[0]
     number, other = next((i, words) for i, words in enumerate(found) if words != first)
-    raise DataError(
+    raise LostDataError(
         f"processes would train on different packs: process 0 has {first}; process {number} has "
         f"{other}. A record that one of them could read and another could not while lengths were "
         "measured does that, and so do other files or another version of the code on one of the "

@@ -128,7 +128,7 @@ def fit(
 
     Raises:
       CheckpointError: `workdir` holds another config's checkpoints, or a damaged one.
-      DataError: processes have different plans of the data.
+      LostDataError: processes have different plans of the data.
       ConfigError: the batch does not fit the mesh; `train.best_metric` is not measured.
       TrainingError: too many updates in a row had a loss or a gradient that is not finite.
     """

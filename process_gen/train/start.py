@@ -52,7 +52,7 @@ def adopt(config: Config, workdir: epath.PathLike) -> Config:
 
 
 def _settings(path: str) -> Config:
-    return shipped.read(path)[0] if shipped.is_painter(path) else manager.find(path)[2]
+    return shipped.read(path)[0] if shipped.is_painter(path) else manager.find(path, "params")[2]
 
 
 def weights(path: str, like: Any) -> Any:
@@ -89,7 +89,7 @@ def frozen_codec(config: Config) -> Any:
             "model.codec='flux' needs the autoencoder of an imported folder; name one, or a run "
             "that started from one, with --config.train.init_from=DIR"
         )
-    folder, _, stated, _ = manager.find(start)
+    folder, _, stated, _ = manager.find(start, "params")
     official = bagel.find_official(start, folder, stated)
     if config.data.stored_latents:
         fingerprint = bagel.vae_fingerprint(official)

@@ -308,6 +308,7 @@ def test_what_a_judge_did_not_say_to_the_end_is_no_approval(monkeypatch):
             end = {
                 "cut": ((Step("p", image, "bad. <ref"),), "max_text"),
                 "no room": ((Step("p", image),), "max_text"),
+                "no room after it": ((Step("p", image, fault),), "max_text"),
                 "unread": ((), "refused"),
                 "plan cut": ((Step("p", image, fault, "<ins>a</ins><des>"),), "max_text"),
                 "plan broken": ((Step("p", image, fault, "a, b"),), "malformed"),
@@ -334,6 +335,7 @@ def test_what_a_judge_did_not_say_to_the_end_is_no_approval(monkeypatch):
             "conflict",
         )
     # Partners: what was said to the end counts, whatever became of the painting.
+    assert check("no room after it") == Verdict("bad.", "misalignment", "x")
     assert check("no room for the repair") == Verdict("bad.", "conflict", "x", plan)
     assert check("the next is cut") == check("the next is broken") == Verdict("fine")
 

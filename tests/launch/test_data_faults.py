@@ -12,6 +12,7 @@ import pytest
 
 from launch import common, train
 from process_gen.core.configs import SourceConfig
+from process_gen.core.errors import DataError
 from process_gen.data import sources
 from process_gen.data.builders import open_shard, shard_entry
 from process_gen.data.sources import Stored, build_source
@@ -145,3 +146,27 @@ def test_a_source_that_stalls_in_the_middle_ends_it_by_name(call, monkeypatch, c
     error = capsys.readouterr().err
     assert stopped.value.code == 1
     assert "error: stuck (source 0) gs://bucket/data, record " in error and "no answer for" in error
+
+
+def test_data_that_is_gone_ends_it_so_that_it_may_be_started_again(call, monkeypatch, capsys):
+    reads = []
+    strokes = build_source(SourceConfig("strokes"), 0)
+
+    class Bucket(Stored):
+        def outline(self, index):
+            return strokes.outline(index)
+
+        def __getitem__(self, index):
+            reads.append(index)
+            if len(reads) > 6:
+                raise DataError("the credentials have expired")
+            return strokes[index]
+
+    monkeypatch.setitem(
+        sources.KINDS, "bucket", lambda c, *_: Bucket([0] * c.size, c.path, "s", "all")
+    )
+    with pytest.raises(SystemExit) as stopped:
+        call("bucket", "gs://bucket/data", *ENDLESS)
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert "error: none of the last" in error and "the credentials have expired" in error

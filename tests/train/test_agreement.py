@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from process_gen.core.errors import DataError
+from process_gen.core.errors import LostDataError
 from process_gen.train import agreement
 from tests.train import test_loop
 
@@ -39,7 +39,7 @@ def train(workdir):
     error = None
     try:
         test_loop.run(workdir, test_loop.make_config(), Planned(), check_batch=seen.append)
-    except DataError as raised:
+    except LostDataError as raised:
         error = str(raised)
     return len(seen), error
 
