@@ -15,6 +15,7 @@ from launch import bench_timing
 from launch.bench_train import WIDTHS
 from process_gen.core import flow_matching as flow
 from process_gen.core.configs import SamplerConfig
+from process_gen.core.grammar import Kind, context_kinds
 from process_gen.models import flops, functional
 from process_gen.sampling.cache import FOREVER
 from process_gen.sampling.calls import Begun, Rows, course
@@ -81,19 +82,29 @@ def pieces(
     }
 
 
+def copies_read(programs: Programs) -> dict[Kind, int]:
+    """Tokens of each copy that a painter reads of its pictures, boundary tokens included."""
+    kinds = context_kinds(programs.config.data.grammar)
+    return {kind: programs.picture_tokens[kind] for kind in kinds}
+
+
 def _piece_flops(programs: Programs, batch: int, steps: int, turns: dict[str, float]) -> dict:
     model = programs.config.model
     n = (programs.size[0] // programs.codec.side) * (programs.size[1] // programs.codec.side)
     one = sum(flops.forward(model, flops.velocity(n, CONTEXT)).values())
     other = sum(flops.forward(model, flops.velocity(n, CONTEXT // 2)).values())
-    copies = sum(programs.picture_tokens.values())
+    copies = copies_read(programs)
+    pairs = seen = 0
+    for tokens in copies.values():
+        seen += tokens
+        pairs += tokens * (CONTEXT + seen)
     read = flops.Work(
-        text=2 * len(programs.picture_tokens),
-        patches=programs.picture_tokens[max(programs.picture_tokens, key=lambda k: k.value)] - 2,
-        latents=n,
-        pairs=copies * (CONTEXT + copies),
+        text=2 * len(copies),
+        patches=copies.get(Kind.UND, 2) - 2,
+        latents=copies.get(Kind.CLEAN, 2) - 2,
+        pairs=pairs,
         labels=1,
-        times=1,
+        times=int(Kind.CLEAN in copies),
     )
     prefill = flops.Work(text=PROMPT, pairs=PROMPT * (PROMPT + 1) // 2, labels=1)
     written = sum(
@@ -130,6 +141,7 @@ def measure_pieces(
     for batch in batches:
         programs = painter._bound(dataclasses.replace(painter.config.sampler, batch=batch), size)
         calls = pieces(programs, painter, batch, steps)
+        calls["prefill"]()  # what the texts are written after, as in the rounds
         turns = {"decode": float(np.asarray(calls["decode"]().turns))}
         needed = _piece_flops(programs, batch, steps, turns)
         times = bench_timing.interleaved(calls, rounds)
@@ -183,7 +195,7 @@ def trajectory_growth(painter: Painter, rounds: int, most: int = 12) -> list[dic
     batch, steps = painter.config.sampler.batch, painter.config.sampler.denoise_steps
     sampler = dataclasses.replace(painter.config.sampler, max_context=2048)
     programs = painter._bound(sampler, painter._default_size())
-    copies = sum(programs.picture_tokens.values())
+    copies = sum(copies_read(programs).values())
     contexts = [PROMPT + n * (2 * WRITTEN + copies) for n in range(most)]
     once = ("decode", "guided", "re-encode")
     calls = {

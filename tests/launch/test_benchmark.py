@@ -24,6 +24,7 @@ from launch import (
 from process_gen.core.configs import from_mapping
 from process_gen.core.errors import ConfigError
 from process_gen.models import flops
+from process_gen.sampling.painter import Painter
 
 
 def test_the_work_is_the_reference_s():
@@ -141,6 +142,20 @@ def test_a_step_is_measured():
     assert found["mfu"] == pytest.approx(
         found["model_gflop"] * 1e9 / (found["step"]["ms"] * 1e-3) / 1e12, rel=0.3
     )
+
+
+def test_reading_back_counts_the_copies_that_are_read():
+    mapping = strokes_tiny.get_config("debug").to_dict()
+    found = {}
+    for copies in ("vit", "vae", "vae+vit"):
+        mapping["data"]["grammar"]["context_images"] = copies
+        painter = Painter(from_mapping(mapping), None)
+        programs = painter._bound(painter.config.sampler, painter._default_size())
+        read = bench_sample.copies_read(programs)
+        needed = bench_sample._piece_flops(programs, 1, 1, {"decode": 1})["re-encode"]
+        found[copies] = sum(read.values()), needed
+    assert found["vit"][0] == found["vae"][0] == 18 and found["vae+vit"][0] == 36
+    assert 1.9 < found["vae+vit"][1] / found["vit"][1] < 2.2
 
 
 def test_mixed_prompts_hold_every_tag():
