@@ -209,6 +209,8 @@ def build(desk: Desk) -> gr.Blocks:
             "concurrency_limit": desk.limits.waiting + 2,  # the desk says who is refused
             "show_progress": "hidden",
             "api_visibility": "private",
+            # A click right after an end is not dropped; the desk refuses what comes too early.
+            "trigger_mode": "multiple",
         }
         quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         asked = [prompt, *controls, painting]

@@ -16,7 +16,7 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "quickstart.ipynb"
 def run(notebook: nbformat.NotebookNode) -> list[list[nbformat.NotebookNode]]:
     """Outputs of the code cells."""
     folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    client = NotebookClient(notebook, timeout=600, resources=folder)
+    client = NotebookClient(notebook, timeout=600, iopub_timeout=60, resources=folder)
     client.execute(env={**os.environ, "PYTHONPATH": str(NOTEBOOK.parents[1])})
     return [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
 

@@ -97,6 +97,11 @@ def verdict_of(user: str) -> dict:
 ANSWERS = {"parse": graph_of, "plan": plan_of, "write": words_of, "judge": verdict_of}
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # 5 are fewer than clients open at once, and the rest waits seconds
+
+
 class FakeServer:
     """Answers on 127.0.0.1 until the `with` block ends.
 
@@ -127,8 +132,7 @@ class FakeServer:
             def log_message(self, format, *args):
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def __enter__(self):

@@ -133,6 +133,7 @@ def test_a_build_that_ended_while_it_was_waited_for_is_not_made_again(
         time.sleep(seconds)
 
     monkeypatch.setattr(site, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    monkeypatch.setattr(site, "_PATIENCE", 60.0)
 
     def second():
         with open_site(job(), folder) as opened:

@@ -7,9 +7,6 @@ import random
 
 import pytest
 
-pytest.importorskip("openai")
-pytest.importorskip("jsonschema")
-
 from process_gen.core.configs import from_mapping
 from process_gen.core.trajectory import parse_plan
 from process_gen.curation.recipes import make_job

@@ -3,13 +3,9 @@
 import base64
 import json
 
+import jsonschema
 import numpy as np
 import pytest
-
-pytest.importorskip("openai")
-pytest.importorskip("jsonschema")
-
-import jsonschema
 
 from process_gen.core.errors import DataError
 from process_gen.core.trajectory import Step, decode_image, plan_text

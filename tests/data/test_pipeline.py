@@ -400,7 +400,7 @@ def test_the_next_epoch_is_planned_while_one_is_read():
     iterator = train_dataset(config())
     next(iterator)
     planned = iterator._rows._plans
-    for _ in range(100):
+    for _ in range(1200):
         if 1 in planned:
             break
         time.sleep(0.05)

@@ -72,11 +72,11 @@ def test_a_stalled_source_is_named(stuck, at, prefetch):
 
 
 def test_a_worker_says_so_as_well(stuck):
-    settings = config(timeout=0.3)
+    patient, settings = config(timeout=60.0), config(timeout=0.3)
     stuck.at = set()
-    order = Rows(settings, settings.data.sources, "train", Dropout()).order(0)
+    order = Rows(patient, patient.data.sources, "train", Dropout()).order(0)
+    assert batch_builder(patient, Dropout())([order]).failed == ()
     build = batch_builder(settings, Dropout())
-    assert build([order]).failed == ()
     stuck.at = {"read"}
     with pytest.raises(
         StalledError, match=r"stuck \(source 0\) gs://bucket/data, record \d+: no answer"

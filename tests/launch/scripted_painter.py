@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 
 import numpy as np
@@ -16,7 +17,7 @@ class Scripted:
     """Paints what a script says, a part at a time, as `Painter.stream` does.
 
     Attributes:
-      pause: seconds a part takes.
+      pause: seconds a part takes, unless it is held.
       asked: (prompt, mode, settings) of every call.
       painting, most: paintings under way, and the most there ever were.
     """
@@ -26,6 +27,24 @@ class Scripted:
     def __init__(self):
         self.config, self.tokenizer = Config(), load_tokenizer()
         self.pause, self.asked, self.painting, self.most = 0.0, [], 0, 0
+        self._turns: threading.Semaphore | None = None
+
+    def hold(self, parts=0):
+        """Lets it paint so many parts; it then waits, however long, for `release`."""
+        self._turns = threading.Semaphore(parts)
+
+    def release(self):
+        """Lets it go on."""
+        held, self._turns = self._turns, None
+        if held is not None:
+            held.release()
+
+    def _wait(self):
+        turns = self._turns
+        if turns is None:
+            time.sleep(self.pause)
+        else:
+            turns.acquire(timeout=120)
 
     def stream(self, prompts, *, mode, seed, stop, unfinished, **settings):
         (prompt,) = prompts
@@ -36,7 +55,7 @@ class Scripted:
             for out in self._parts(prompt, mode, seed):
                 if unfinished and not stop():
                     yield out
-                time.sleep(self.pause)
+                self._wait()
                 if stop():
                     yield dataclasses.replace(out, finish_reason="stopped")
                     return

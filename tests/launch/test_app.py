@@ -41,6 +41,13 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def until(condition):
+    end = time.monotonic() + WAIT / 1e3
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return condition()
+
+
 class Open:
     """A studio that is served, and the desk behind it."""
 
@@ -54,7 +61,7 @@ class Open:
         self.address = app_page.serve(self.page, "127.0.0.1", self.port)
 
     def close(self):
-        self.painter.pause = 0.0
+        self.painter.release()
         self.page.close(verbose=False)
         self.desk.close()
 
@@ -125,7 +132,6 @@ class Visit:
 
 @pytest.fixture
 def visit(studio, browser):
-    studio.painter.pause = 0.0
     studio.desk._begun.clear()
     visits = []
 
@@ -134,7 +140,7 @@ def visit(studio, browser):
         return visits[-1]
 
     yield begin
-    studio.painter.pause = 0.0
+    studio.painter.release()
     for one in visits:
         one.context.close()
     assert not any(one.complaints for one in visits), [one.complaints for one in visits]
@@ -143,12 +149,12 @@ def visit(studio, browser):
 
 def test_paint_change_go_on_and_download(studio, visit):
     me = visit()
-    studio.painter.pause = 1.5
+    studio.painter.hold(1)
     me.page.check("#beside input")
     me.paint("a star")
     me.wait("step 1: painting a sketch")  # the plan is there before its picture
     assert me.page.locator("#strip img").count() == 0 and me.page.is_disabled("#paint")
-    studio.painter.pause = 0.0
+    studio.painter.release()
     text = me.ended()
     assert "paint a star" in text and "Seen: nothing." in text and "one shot" in text
     assert me.page.locator("#strip img").count() == 2
@@ -219,10 +225,13 @@ def test_another_plan(studio, visit):
 
 def test_stop(studio, visit):
     me = visit()
-    studio.painter.pause = 2.0
+    studio.painter.hold(1)
     me.paint("a star")
     me.wait("step 1")
+    (job,) = studio.desk._jobs
     me.page.click("#stop")
+    assert until(lambda: job.stopped)
+    studio.painter.release()
     me.ended("stopped")
     me.page.wait_for_selector("#stop:disabled")
 
@@ -273,19 +282,16 @@ def test_requests_that_are_too_large(studio, visit):
 
 def test_two_at_once_and_a_closed_browser(studio, visit):
     one, two, three = visit(), visit(), visit()
-    studio.painter.pause, studio.painter.most = 4.0, 0  # a slow browser sees each part
+    studio.painter.hold(1)
+    studio.painter.most = 0
     one.paint("a star")
     one.wait("step 1")
     two.paint("a moon")
     two.wait("waiting, 1 before you")
     (job,) = (j for j in studio.desk._jobs if j.wish.prompt == "a star")
-    studio.painter.pause = 20.0
     one.context.close()
-    begun = time.monotonic()
-    while not job.stopped and time.monotonic() - begun < 25:
-        time.sleep(0.05)
-    assert job.stopped and not job.ended, "a painting that nobody watches goes on"
-    studio.painter.pause = 0.2
+    assert until(lambda: job.stopped) and not job.ended, "a painting that nobody watches goes on"
+    studio.painter.release()
     three.paint("a sun")
     assert "paint a moon" in two.ended() and "paint a sun" in three.ended()
     assert studio.painter.most == 1 and not studio.desk._jobs

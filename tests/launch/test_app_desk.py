@@ -30,7 +30,7 @@ def open_desk(scripted):
         return desks[-1]
 
     yield make
-    scripted.pause = 0.0
+    scripted.release()
     for desk in desks:
         desk.close()
         assert not desk._thread.is_alive() and not desk._jobs and not desk._current
@@ -68,35 +68,44 @@ def test_it_goes_on_from_other_words(open_desk):
 
 
 def test_stopped_in_the_middle(open_desk, scripted):
-    scripted.pause, desk = 0.05, open_desk()
+    scripted.hold(1)
+    desk = open_desk()
     job = desk.ask("me", Wish("a star", beside=True))
     updates = job.watch()
     next(updates)
     desk.stop("somebody else")
     assert not job.stopped
     desk.stop("me")
+    scripted.release()
     *_, last = updates
     assert last.done and last.painting.finish_reason == "stopped" and last.one_shot is None
     assert list(desk.ask("me", Wish("a moon")).watch())[-1].painting.finish_reason == "finished"
 
 
 def test_two_at_once_are_served_in_turn(open_desk, scripted):
-    scripted.pause, desk = 0.05, open_desk()
+    scripted.hold()
+    desk = open_desk()
     one, two = desk.ask("one", Wish("a star")), desk.ask("two", Wish("a moon"))
-    seen = list(two.watch(every=0.02))
-    assert seen[0].ahead == 1 and seen[-1].painting.prompt == "a moon"
+    seen = two.watch(every=0.02)
+    assert next(seen).ahead == 1
+    scripted.release()
+    *_, last = seen
+    assert last.painting.prompt == "a moon"
     assert list(one.watch())[-1].painting.prompt == "a star"
     assert scripted.most == 1
 
 
 def test_nobody_watches(open_desk, scripted):
     clock = Clock()
-    scripted.pause, desk = 0.05, open_desk(clock=clock)
+    scripted.hold()
+    desk = open_desk(clock=clock)
     job = desk.ask("gone", Wish("a star"))
     clock.now = 29.0
     assert not job.stopped
     clock.now = 31.0
-    assert job.stopped and soon(lambda: job.ended)
+    assert job.stopped and not job.ended
+    scripted.release()
+    assert soon(lambda: job.ended)
     closed = desk.ask("closed", Wish("a star")).watch()
     next(closed)
     closed.close()  # what becomes of a generator whose browser is gone
@@ -106,14 +115,14 @@ def test_nobody_watches(open_desk, scripted):
 
 def test_too_many_and_too_often(open_desk, scripted):
     clock = Clock()
-    scripted.pause = 0.2
+    scripted.hold()
     desk = open_desk(Limits(waiting=2, per_minute=2, sessions=50), clock=clock)
     jobs = [desk.ask(name, Wish("a star")) for name in "abc"]
     with pytest.raises(DataError, match="your last painting is not finished"):
         desk.ask("a", Wish("a moon"))
     with pytest.raises(DataError, match="2 paintings are waiting"):
         desk.ask("d", Wish("a star"))
-    scripted.pause = 0.0
+    scripted.release()
     for job in jobs:
         list(job.watch())
     list(desk.ask("a", Wish("a star")).watch())

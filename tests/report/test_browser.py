@@ -111,7 +111,7 @@ def test_search_filter_and_sort(visit, report):
     page.click("text=clear")
     # Not `wait_for_function`: when its first look fails it looks again from inside of the page,
     # whose policy forbids `eval`.
-    expect(count).to_have_text("13 of 13 shown")
+    expect(count).to_have_text("13 of 13 shown", timeout=120_000)
     page.select_option("[name=tag]", "counting")
     assert me.shown() == ["prompt 1", "prompt 4", "prompt 7", "prompt 10"]
     page.select_option("[name=verdict]", "exact:wrong")
@@ -165,7 +165,7 @@ def test_everything_by_keyboard(visit, report):
     page.keyboard.insert_text("prompt 1")
     assert me.shown() == ["prompt 1", "prompt 10", "prompt 11"]
     page.keyboard.press("Escape")
-    at = "document.activeElement.querySelector('h3')?.innerText"
+    at = "document.activeElement.querySelector('h3')?.textContent"
     places = []
     for key in "jjjjk":
         page.keyboard.press(key)
@@ -227,7 +227,9 @@ def test_a_narrow_screen_does_not_scroll_sideways(visit, report):
     page = visit(report).page
     page.set_viewport_size({"width": 390, "height": 800})
     wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert page.evaluate(wide) <= 0
+    assert page.evaluate("innerWidth") == 390 and page.evaluate(wide) <= 0
+    page.evaluate("document.querySelector('main').style.width = '500px'")
+    assert page.evaluate(wide) > 0
 
 
 def test_a_thousand_paintings_open(visit, tmp_path):

