@@ -242,7 +242,8 @@ def run_trials(
                     ):
                         if (lock := _lock(ledger.folder(trial) / "lock")) is None:
                             if trial.name not in held:
-                                print(f"{trial.name}: waits for a command of an earlier runner")
+                                said = "waits for a command of an earlier runner"
+                                print(f"{trial.name}: {said}", flush=True)
                             held.add(trial.name)
                             continue
                         waiting.remove(trial)
@@ -293,14 +294,24 @@ def _close(one: Running, ledger: Ledger, sweep: str) -> str:
 
 
 def _lock(path: Path) -> IO[str] | None:
-    """The file, locked for this process and those that inherit it; None when others hold it."""
+    """The file, locked for this process and those that inherit it; None when others hold it.
+
+    Raises:
+      ConfigError: the disk has no locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         return None
+    except OSError as error:
+        file.close()
+        raise ConfigError(
+            f"files in {path.parent} cannot be locked ({error.strerror}), so nothing keeps two "
+            "runners from one trial; give a --workdir on a disk with file locks (flock)"
+        ) from error
     return file
 
 

@@ -1,5 +1,7 @@
 """Sweeps with real processes: order, failures, resuming after kills, results."""
 
+import errno
+import fcntl
 import json
 import os
 import shlex
@@ -217,6 +219,21 @@ def test_two_runners_do_not_share_a_folder(tmp_path):
     lock.close()
     sweep.main(flags)
     assert _count(tmp_path, "t0") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch, number):
+    file = tmp_path / "six.py"
+    file.write_text(_SIX)
+
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ConfigError, match=rf"{tmp_path} cannot be locked.*--workdir on a disk"):
+        _main(f"--sweep={file}", f"--workdir={tmp_path}", "--only=t0")
+    with pytest.raises(ConfigError, match=rf"{tmp_path / 't0'} cannot be locked"):
+        _main(f"--sweep={file}", f"--workdir={tmp_path}", "--trial=t0")
 
 
 def test_the_example_is_a_sweep():
