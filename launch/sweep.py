@@ -327,6 +327,16 @@ def _shell(words: Sequence[str]) -> str:
     return shlex.join(("python", "-m", *words))
 
 
+def _environment() -> dict[str, str]:
+    """The variables of a trial's commands, each of which is one process with the whole machine.
+
+    In a step of SLURM jax would make a cluster of that process: it takes the device of its number
+    in the step alone, and all trials of a step would meet at one port. It sees none without the
+    step's machines.
+    """
+    return {k: v for k, v in os.environ.items() if k != "SLURM_STEP_NODELIST"}
+
+
 def _launch(words: Sequence[str], folder: Path, lock: IO[str]) -> subprocess.Popen:
     with (folder / LOG).open("a") as log:
         log.write(f"$ {_shell(words)}\n")
@@ -335,6 +345,7 @@ def _launch(words: Sequence[str], folder: Path, lock: IO[str]) -> subprocess.Pop
         return subprocess.Popen(
             [sys.executable, "-m", *words],
             cwd=_ROOT,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from jax._src.clusters.slurm_cluster import SlurmCluster
 
 from launch import common, sweep, sweep_results, trials
 from launch.trials import Trial
@@ -219,6 +220,29 @@ def test_two_runners_do_not_share_a_folder(tmp_path):
     lock.close()
     sweep.main(flags)
     assert _count(tmp_path, "t0") == 1
+
+
+def test_a_trial_in_a_step_of_slurm_has_the_whole_machine(tmp_path, monkeypatch):
+    step = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "node1",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+    }
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    assert SlurmCluster.is_env_present()  # so jax would see a cluster here
+    (tmp_path / "tell.py").write_text(
+        "import json, os, sys\njson.dump(dict(os.environ), open(sys.argv[1], 'w'))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    trial = Trial("a", (("tell", "{here}/scores.json"),), scores="scores.json")
+    ledger, failed, _ = _run([trial], tmp_path / "w")
+    result = ledger.result(trial)
+    assert not failed and result is not None and result["scores"]["SLURM_JOB_ID"] == "7"
+    monkeypatch.setattr(os, "environ", result["scores"])
+    assert not SlurmCluster.is_env_present()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
