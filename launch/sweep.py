@@ -166,10 +166,25 @@ class Ledger:
             text = text.replace(f"{place}/", "")
         _write(folder / DONE, text)
         (folder / SPENT).unlink(missing_ok=True)
+        self._keep(trial, text)
+        return result
+
+    def complete(self, ordered: Sequence[Trial]) -> None:
+        """Puts into the record what it lacks of the trials whose files are here, as they left it.
+
+        Raises:
+          DataError: a result of other commands under the same name.
+        """
+        for trial in ordered:
+            if self.record is None or (self.record / f"{trial.name}.json").is_file():
+                continue
+            if self.made(trial):
+                self._keep(trial, (self.folder(trial) / DONE).read_text())
+
+    def _keep(self, trial: Trial, text: str) -> None:
         if self.record is not None:
             self.record.mkdir(parents=True, exist_ok=True)
             _write(self.record / f"{trial.name}.json", text)
-        return result
 
 
 def _json(path: Path) -> Any:
@@ -413,6 +428,7 @@ def run_here(
         raise ConfigError(f"another sweep is running in {ledger.workdir}")
     with lock:
         failed, stopped = run_trials(todo, ledger, values.jobs, f"--sweep={values.sweep}")
+        ledger.complete(ordered)
         states = {trial.name: ledger.result(trial) for trial in ordered}
         command = f"python -m launch.sweep --sweep={values.sweep}"
         sweep_results.write(ledger.workdir, ordered, states, failed, command)
@@ -435,6 +451,7 @@ def run_one(values: flags.FlagValues, ordered: Sequence[Trial], ledger: Ledger) 
     trial = sweep_targets.pick(chosen, values.trial)
     known = {other.name: other for other in ordered}
     if ledger.made(trial):
+        ledger.complete([trial])
         print(f"{trial.name}: done already")
         return
     if missing := [name for name in trial.needs if not ledger.made(known[name])]:

@@ -284,6 +284,23 @@ def test_commands_are_said_as_a_shell_takes_them(tmp_path, capsys):
     ]
 
 
+def test_the_record_is_completed_by_what_was_made_before(tmp_path):
+    file, folder, record = tmp_path / "six.py", tmp_path / "runs", tmp_path / "record"
+    file.write_text(_SIX.replace("0.4", "0"))
+    where = (f"--sweep={file}", f"--workdir={folder}")
+    _main(*where, "--only=t0,t1")
+    record.mkdir()
+    kept = (folder / "t1" / "done.json").read_text() + "\n"
+    (record / "t1.json").write_text(kept)
+    _main(*where, "--only=t2", f"--record={record}")
+    assert sorted(p.name for p in record.iterdir()) == ["t0.json", "t1.json", "t2.json"]
+    assert (record / "t0.json").read_text() == (folder / "t0" / "done.json").read_text()
+    assert (record / "t1.json").read_text() == kept  # what is there stays as it is
+    (record / "t0.json").unlink()
+    _main(*where, "--trial=t0", f"--record={record}")
+    assert (record / "t0.json").is_file() and _count(folder, "t0") == 1
+
+
 def test_one_trial_by_number_or_name(tmp_path, capsys):
     file, folder = tmp_path / "six.py", tmp_path / "runs"
     file.write_text(_SIX.replace("0.4", "0"))
