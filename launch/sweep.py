@@ -61,6 +61,7 @@ class Running:
       cpu: CPU seconds of its commands that ended.
       lock: held by this process and by the command, so that a command which outlives a killed
         runner keeps the next one from starting the trial beside it.
+      commit: of the code at the start.
     """
 
     trial: Trial
@@ -68,6 +69,7 @@ class Running:
     process: subprocess.Popen
     started: float
     lock: IO[str]
+    commit: str
     cpu: float = 0.0
 
     def ended(self) -> bool:
@@ -133,13 +135,16 @@ class Ledger:
         _write(path, json.dumps(sums) + "\n")
         return sums
 
-    def finish(self, trial: Trial, spent: Mapping[str, float], command: str) -> dict[str, Any]:
+    def finish(
+        self, trial: Trial, spent: Mapping[str, float], command: str, commit: str
+    ) -> dict[str, Any]:
         """Writes down a trial whose commands all succeeded.
 
         Args:
           trial: which one.
           spent: of `spend`.
-          command: that runs it again.
+          command: that runs it again with a --workdir; which one it was means nothing to others.
+          commit: of the code when it was started; one of later is kept beside it.
 
         Raises:
           DataError: its scores are missing or no JSON.
@@ -148,13 +153,15 @@ class Ledger:
         scores = _json(folder / trial.scores) if trial.scores else None
         also = {name: _json(folder / name) for name in trial.also}
         log = (folder / LOG).read_bytes()
+        later = common.git_hash()
         result = {
             "trial": trial.name,
             "about": trial.about,
             "digest": trial.digest(),
             "command": command,
             "commands": [" ".join(("python", "-m", *words)) for words in trial.commands],
-            "commit": common.git_hash(),
+            "commit": commit,
+            **({"commit_at_end": later} if later != commit else {}),
             **spent,
             "log_sha256": hashlib.sha256(log).hexdigest(),
             "scores": scores,
@@ -299,7 +306,7 @@ def _close(one: Running, ledger: Ledger, sweep: str) -> str:
     else:
         try:
             command = f"python -m launch.sweep {sweep} --only={name}"
-            ledger.finish(one.trial, spent, command)
+            ledger.finish(one.trial, spent, command, one.commit)
         except DataError as error:
             reason = str(error)
     where = f"; see {ledger.folder(one.trial) / LOG}"
@@ -334,7 +341,9 @@ def _start(trial: Trial, ledger: Ledger, lock: IO[str]) -> Running:
     folder = ledger.folder(trial)
     commands = trial.words(ledger.workdir.resolve())
     print(f"{trial.name}: started{f' ({trial.about})' if trial.about else ''}", flush=True)
-    return Running(trial, commands[1:], _launch(commands[0], folder, lock), time.time(), lock)
+    commit = common.git_hash()  # before the first command reads the code
+    process = _launch(commands[0], folder, lock)
+    return Running(trial, commands[1:], process, time.time(), lock, commit)
 
 
 def _shell(words: Sequence[str]) -> str:

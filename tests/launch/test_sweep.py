@@ -143,6 +143,16 @@ def test_other_files_and_the_time_of_all_starts_are_kept(tmp_path):
     assert "none.json cannot be read" in failed["b"]
 
 
+def test_the_commit_is_that_of_the_start(tmp_path, monkeypatch):
+    commits = ["a1", "b2", "b2", "b2"]
+    monkeypatch.setattr(common, "git_hash", lambda: commits.pop(0))
+    ledger, _, _ = _run([_stub("a"), _stub("b")], tmp_path)
+    moved, stayed = ledger.result(_stub("a")), ledger.result(_stub("b"))
+    assert moved is not None and stayed is not None
+    assert (moved["commit"], moved["commit_at_end"]) == ("a1", "b2")
+    assert stayed["commit"] == "b2" and "commit_at_end" not in stayed
+
+
 def test_results_name_no_folder_of_the_machine(tmp_path):
     source = tmp_path / "source.json"
     places = [str(_ROOT / "process_gen"), str(tmp_path / "w" / "a"), "/elsewhere"]
