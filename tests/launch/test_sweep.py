@@ -57,6 +57,10 @@ def test_trials_run_after_those_that_they_need():
         ([_stub("a"), _stub("a")], "two trials are called 'a'"),
         ([_stub("a", needs=("b",))], "needs 'b', which is not in the sweep"),
         ([_stub("A b")], "trial name 'A b'"),
+        ([_stub("here")], "trial name 'here' has a meaning of its own"),
+        ([_stub("comparison")], "trial name 'comparison' has a meaning of its own"),
+        ([Trial("a", (("m", "--x={"),))], "'a': '--x={' cannot be read .*written twice"),
+        ([Trial("a", (("m", "}"),))], "'a': '}' cannot be read .*written twice"),
         ([Trial("a", ())], "no command"),
         ([Trial("a", (("m", "{b}/x"),)), _stub("b")], "{b} in '{b}/x' is neither"),
     ],
@@ -64,6 +68,11 @@ def test_trials_run_after_those_that_they_need():
 def test_a_wrong_sweep_is_refused_by_name(wrong, said):
     with pytest.raises(ConfigError, match=said.replace("{", r"\{")):
         trials.in_order(wrong)
+
+
+def test_a_brace_that_is_written_twice_is_a_brace():
+    (trial,) = trials.in_order([Trial("a", (("m", "--x={{", "}}"),))])
+    assert trial.words(Path("w")) == [["m", "--x={", "}"]]
 
 
 def test_overrides_of_many_trials():
