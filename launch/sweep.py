@@ -61,6 +61,7 @@ class Running:
       cpu: CPU seconds of its commands that ended.
       lock: held by this process and by the command, so that a command which outlives a killed
         runner keeps the next one from starting the trial beside it.
+      commit: of the code at the start.
     """
 
     trial: Trial
@@ -68,6 +69,7 @@ class Running:
     process: subprocess.Popen
     started: float
     lock: IO[str]
+    commit: str
     cpu: float = 0.0
 
     def ended(self) -> bool:
@@ -133,13 +135,16 @@ class Ledger:
         _write(path, json.dumps(sums) + "\n")
         return sums
 
-    def finish(self, trial: Trial, spent: Mapping[str, float], command: str) -> dict[str, Any]:
+    def finish(
+        self, trial: Trial, spent: Mapping[str, float], command: str, commit: str
+    ) -> dict[str, Any]:
         """Writes down a trial whose commands all succeeded.
 
         Args:
           trial: which one.
           spent: of `spend`.
-          command: that runs it again.
+          command: that runs it again with a --workdir; which one it was means nothing to others.
+          commit: of the code when it was started; one of later is kept beside it.
 
         Raises:
           DataError: its scores are missing or no JSON.
@@ -148,13 +153,15 @@ class Ledger:
         scores = _json(folder / trial.scores) if trial.scores else None
         also = {name: _json(folder / name) for name in trial.also}
         log = (folder / LOG).read_bytes()
+        later = common.git_hash()
         result = {
             "trial": trial.name,
             "about": trial.about,
             "digest": trial.digest(),
             "command": command,
             "commands": [" ".join(("python", "-m", *words)) for words in trial.commands],
-            "commit": common.git_hash(),
+            "commit": commit,
+            **({"commit_at_end": later} if later != commit else {}),
             **spent,
             "log_sha256": hashlib.sha256(log).hexdigest(),
             "scores": scores,
@@ -166,10 +173,25 @@ class Ledger:
             text = text.replace(f"{place}/", "")
         _write(folder / DONE, text)
         (folder / SPENT).unlink(missing_ok=True)
+        self._keep(trial, text)
+        return result
+
+    def complete(self, ordered: Sequence[Trial]) -> None:
+        """Puts into the record what it lacks of the trials whose files are here, as they left it.
+
+        Raises:
+          DataError: a result of other commands under the same name.
+        """
+        for trial in ordered:
+            if self.record is None or (self.record / f"{trial.name}.json").is_file():
+                continue
+            if self.made(trial):
+                self._keep(trial, (self.folder(trial) / DONE).read_text())
+
+    def _keep(self, trial: Trial, text: str) -> None:
         if self.record is not None:
             self.record.mkdir(parents=True, exist_ok=True)
             _write(self.record / f"{trial.name}.json", text)
-        return result
 
 
 def _json(path: Path) -> Any:
@@ -242,7 +264,8 @@ def run_trials(
                     ):
                         if (lock := _lock(ledger.folder(trial) / "lock")) is None:
                             if trial.name not in held:
-                                print(f"{trial.name}: waits for a command of an earlier runner")
+                                said = "waits for a command of an earlier runner"
+                                print(f"{trial.name}: {said}", flush=True)
                             held.add(trial.name)
                             continue
                         waiting.remove(trial)
@@ -283,7 +306,7 @@ def _close(one: Running, ledger: Ledger, sweep: str) -> str:
     else:
         try:
             command = f"python -m launch.sweep {sweep} --only={name}"
-            ledger.finish(one.trial, spent, command)
+            ledger.finish(one.trial, spent, command, one.commit)
         except DataError as error:
             reason = str(error)
     where = f"; see {ledger.folder(one.trial) / LOG}"
@@ -293,14 +316,24 @@ def _close(one: Running, ledger: Ledger, sweep: str) -> str:
 
 
 def _lock(path: Path) -> IO[str] | None:
-    """The file, locked for this process and those that inherit it; None when others hold it."""
+    """The file, locked for this process and those that inherit it; None when others hold it.
+
+    Raises:
+      ConfigError: the disk has no locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         file.close()
         return None
+    except OSError as error:
+        file.close()
+        raise ConfigError(
+            f"files in {path.parent} cannot be locked ({error.strerror}), so nothing keeps two "
+            "runners from one trial; give a --workdir on a disk with file locks (flock)"
+        ) from error
     return file
 
 
@@ -308,12 +341,24 @@ def _start(trial: Trial, ledger: Ledger, lock: IO[str]) -> Running:
     folder = ledger.folder(trial)
     commands = trial.words(ledger.workdir.resolve())
     print(f"{trial.name}: started{f' ({trial.about})' if trial.about else ''}", flush=True)
-    return Running(trial, commands[1:], _launch(commands[0], folder, lock), time.time(), lock)
+    commit = common.git_hash()  # before the first command reads the code
+    process = _launch(commands[0], folder, lock)
+    return Running(trial, commands[1:], process, time.time(), lock, commit)
 
 
 def _shell(words: Sequence[str]) -> str:
     """As a line that a shell takes."""
     return shlex.join(("python", "-m", *words))
+
+
+def _environment() -> dict[str, str]:
+    """The variables of a trial's commands, each of which is one process with the whole machine.
+
+    In a step of SLURM jax would make a cluster of that process: it takes the device of its number
+    in the step alone, and all trials of a step would meet at one port. It sees none without the
+    step's machines.
+    """
+    return {k: v for k, v in os.environ.items() if k != "SLURM_STEP_NODELIST"}
 
 
 def _launch(words: Sequence[str], folder: Path, lock: IO[str]) -> subprocess.Popen:
@@ -324,6 +369,7 @@ def _launch(words: Sequence[str], folder: Path, lock: IO[str]) -> subprocess.Pop
         return subprocess.Popen(
             [sys.executable, "-m", *words],
             cwd=_ROOT,
+            env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -391,6 +437,7 @@ def run_here(
         raise ConfigError(f"another sweep is running in {ledger.workdir}")
     with lock:
         failed, stopped = run_trials(todo, ledger, values.jobs, f"--sweep={values.sweep}")
+        ledger.complete(ordered)
         states = {trial.name: ledger.result(trial) for trial in ordered}
         command = f"python -m launch.sweep --sweep={values.sweep}"
         sweep_results.write(ledger.workdir, ordered, states, failed, command)
@@ -413,6 +460,7 @@ def run_one(values: flags.FlagValues, ordered: Sequence[Trial], ledger: Ledger) 
     trial = sweep_targets.pick(chosen, values.trial)
     known = {other.name: other for other in ordered}
     if ledger.made(trial):
+        ledger.complete([trial])
         print(f"{trial.name}: done already")
         return
     if missing := [name for name in trial.needs if not ledger.made(known[name])]:

@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from launch import compare
-from launch.trials import Trial
+from launch.trials import COMPARISON, Trial
 from process_gen.core.errors import DataError
 from process_gen.report import trials as report
 from process_gen.report.trials import Row
 
-JSON, MARKDOWN, FIGURE, COMPARISON = "results.json", "results.md", "results.png", "comparison"
+JSON, MARKDOWN, FIGURE = "results.json", "results.md", "results.png"
 
 Results = Mapping[str, Mapping[str, Any] | None]
 

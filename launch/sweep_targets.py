@@ -113,6 +113,17 @@ def _gke(values: flags.FlagValues, ready: Sequence[Trial], ordered: Sequence[Tri
     claim, _, folder = volume.groups()
     if not Path(values.workdir).is_relative_to(folder):
         raise ConfigError(f"--workdir={values.workdir} must lie on the volume, in {folder}")
+    if values.record and not Path(values.record).is_relative_to(folder):
+        raise ConfigError(
+            f"--record={values.record} must lie on the volume, in {folder}: a pod's own files are "
+            "lost; --target=local with it writes them here, when the trials are done"
+        )
+    file = Path(values.sweep)
+    if ".." in file.parts or (file.is_absolute() and not file.is_relative_to(folder)):
+        raise ConfigError(
+            f"--sweep={file} must lie in the checkout, of which the image has a copy, or on the "
+            f"volume, in {folder}"
+        )
     slices = submit.read_slices(values) if values.topology else None
     if slices is not None and slices.chips != submit.PER_HOST:
         raise ConfigError(

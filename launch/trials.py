@@ -30,6 +30,7 @@ import numpy as np
 from process_gen.core.errors import ConfigError
 
 HERE = "here"
+COMPARISON = "comparison"  # the sweep's own folder, beside those of its trials
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 Overrides = Mapping[str, Any]
@@ -40,7 +41,7 @@ class Trial:
     """One cell of a study.
 
     Attributes:
-      name: lower case, digits and underscores; its folder is called so.
+      name: lower case, digits and underscores, not "here" or "comparison"; its folder is called so.
       commands: run one after the other, each the words after `python -m`. A command that finds its
         own earlier work must go on from it, since an interrupted trial is run again from its first
         command; `launch.train` does, and `launch.evaluate` with --overwrite does it over.
@@ -74,8 +75,8 @@ def load(path: str) -> list[Trial]:
     """The trials of a sweep file, each after those that it needs, otherwise in the file's order.
 
     Raises:
-      ConfigError: no such file, or it cannot be run; a name twice, unknown or malformed; a folder
-        that is used but not needed; trials that need each other.
+      ConfigError: no such file, or it cannot be run; a name twice, unknown, malformed or taken by
+        the sweep; a folder that is used but not needed; a lone brace; trials that need each other.
     """
     file = Path(path)
     if not file.is_file():
@@ -97,8 +98,10 @@ def in_order(trials: Sequence[Trial]) -> list[Trial]:
     """Checks trials and puts each behind those that it needs; see `load`."""
     known: dict[str, Trial] = {}
     for trial in trials:
-        if not _NAME.fullmatch(trial.name) or trial.name == HERE:
+        if not _NAME.fullmatch(trial.name):
             raise ConfigError(f"trial name {trial.name!r}: use lower case, digits and underscores")
+        if trial.name in (HERE, COMPARISON):
+            raise ConfigError(f"trial name {trial.name!r} has a meaning of its own; use another")
         if trial.name in known:
             raise ConfigError(f"two trials are called {trial.name!r}")
         known[trial.name] = trial
@@ -121,7 +124,14 @@ def _check(trial: Trial, known: Mapping[str, Trial]) -> None:
         if name not in known:
             raise ConfigError(f"trial {trial.name!r} needs {name!r}, which is not in the sweep")
     for word in itertools.chain.from_iterable(trial.commands):
-        for _, field, _, _ in string.Formatter().parse(word):
+        try:
+            fields = [field for _, field, _, _ in string.Formatter().parse(word)]
+        except ValueError as error:
+            raise ConfigError(
+                f"trial {trial.name!r}: {word!r} cannot be read ({error}); braces that are no "
+                "folder are written twice, {{ and }}"
+            ) from error
+        for field in fields:
             if field is not None and field not in (HERE, *trial.needs):
                 raise ConfigError(
                     f"trial {trial.name!r}: {{{field}}} in {word!r} is neither {{{HERE}}} nor one "

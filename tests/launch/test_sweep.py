@@ -1,5 +1,7 @@
 """Sweeps with real processes: order, failures, resuming after kills, results."""
 
+import errno
+import fcntl
 import json
 import os
 import shlex
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from jax._src.clusters.slurm_cluster import SlurmCluster
 
 from launch import common, sweep, sweep_results, trials
 from launch.trials import Trial
@@ -54,6 +57,10 @@ def test_trials_run_after_those_that_they_need():
         ([_stub("a"), _stub("a")], "two trials are called 'a'"),
         ([_stub("a", needs=("b",))], "needs 'b', which is not in the sweep"),
         ([_stub("A b")], "trial name 'A b'"),
+        ([_stub("here")], "trial name 'here' has a meaning of its own"),
+        ([_stub("comparison")], "trial name 'comparison' has a meaning of its own"),
+        ([Trial("a", (("m", "--x={"),))], "'a': '--x={' cannot be read .*written twice"),
+        ([Trial("a", (("m", "}"),))], "'a': '}' cannot be read .*written twice"),
         ([Trial("a", ())], "no command"),
         ([Trial("a", (("m", "{b}/x"),)), _stub("b")], "{b} in '{b}/x' is neither"),
     ],
@@ -61,6 +68,11 @@ def test_trials_run_after_those_that_they_need():
 def test_a_wrong_sweep_is_refused_by_name(wrong, said):
     with pytest.raises(ConfigError, match=said.replace("{", r"\{")):
         trials.in_order(wrong)
+
+
+def test_a_brace_that_is_written_twice_is_a_brace():
+    (trial,) = trials.in_order([Trial("a", (("m", "--x={{", "}}"),))])
+    assert trial.words(Path("w")) == [["m", "--x={", "}"]]
 
 
 def test_overrides_of_many_trials():
@@ -138,6 +150,16 @@ def test_other_files_and_the_time_of_all_starts_are_kept(tmp_path):
     missing = Trial("b", (("json.tool", "--help"),), also=("none.json",))
     _, failed, _ = _run([missing], tmp_path)
     assert "none.json cannot be read" in failed["b"]
+
+
+def test_the_commit_is_that_of_the_start(tmp_path, monkeypatch):
+    commits = ["a1", "b2", "b2", "b2"]
+    monkeypatch.setattr(common, "git_hash", lambda: commits.pop(0))
+    ledger, _, _ = _run([_stub("a"), _stub("b")], tmp_path)
+    moved, stayed = ledger.result(_stub("a")), ledger.result(_stub("b"))
+    assert moved is not None and stayed is not None
+    assert (moved["commit"], moved["commit_at_end"]) == ("a1", "b2")
+    assert stayed["commit"] == "b2" and "commit_at_end" not in stayed
 
 
 def test_results_name_no_folder_of_the_machine(tmp_path):
@@ -219,6 +241,44 @@ def test_two_runners_do_not_share_a_folder(tmp_path):
     assert _count(tmp_path, "t0") == 1
 
 
+def test_a_trial_in_a_step_of_slurm_has_the_whole_machine(tmp_path, monkeypatch):
+    step = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NODELIST": "node1",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+    }
+    for name, value in step.items():
+        monkeypatch.setenv(name, value)
+    assert SlurmCluster.is_env_present()  # so jax would see a cluster here
+    (tmp_path / "tell.py").write_text(
+        "import json, os, sys\njson.dump(dict(os.environ), open(sys.argv[1], 'w'))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    trial = Trial("a", (("tell", "{here}/scores.json"),), scores="scores.json")
+    ledger, failed, _ = _run([trial], tmp_path / "w")
+    result = ledger.result(trial)
+    assert not failed and result is not None and result["scores"]["SLURM_JOB_ID"] == "7"
+    monkeypatch.setattr(os, "environ", result["scores"])
+    assert not SlurmCluster.is_env_present()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch, number):
+    file = tmp_path / "six.py"
+    file.write_text(_SIX)
+
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ConfigError, match=rf"{tmp_path} cannot be locked.*--workdir on a disk"):
+        _main(f"--sweep={file}", f"--workdir={tmp_path}", "--only=t0")
+    with pytest.raises(ConfigError, match=rf"{tmp_path / 't0'} cannot be locked"):
+        _main(f"--sweep={file}", f"--workdir={tmp_path}", "--trial=t0")
+
+
 def test_the_example_is_a_sweep():
     six = trials.load(str(_ROOT / "configs/sweeps/learning_rate.py"))
     assert [t.name for t in six] == [f"t{i}" for i in range(6)]
@@ -241,6 +301,23 @@ def test_commands_are_said_as_a_shell_takes_them(tmp_path, capsys):
         "-m",
         *trial.words(tmp_path / "runs")[0],
     ]
+
+
+def test_the_record_is_completed_by_what_was_made_before(tmp_path):
+    file, folder, record = tmp_path / "six.py", tmp_path / "runs", tmp_path / "record"
+    file.write_text(_SIX.replace("0.4", "0"))
+    where = (f"--sweep={file}", f"--workdir={folder}")
+    _main(*where, "--only=t0,t1")
+    record.mkdir()
+    kept = (folder / "t1" / "done.json").read_text() + "\n"
+    (record / "t1.json").write_text(kept)
+    _main(*where, "--only=t2", f"--record={record}")
+    assert sorted(p.name for p in record.iterdir()) == ["t0.json", "t1.json", "t2.json"]
+    assert (record / "t0.json").read_text() == (folder / "t0" / "done.json").read_text()
+    assert (record / "t1.json").read_text() == kept  # what is there stays as it is
+    (record / "t0.json").unlink()
+    _main(*where, "--trial=t0", f"--record={record}")
+    assert (record / "t0.json").is_file() and _count(folder, "t0") == 1
 
 
 def test_one_trial_by_number_or_name(tmp_path, capsys):

@@ -142,10 +142,26 @@ def test_the_array_as_bash_reads_it(call, capsys):
         ("gke", "--volume", ("--volume=disk",), "--volume=disk should be CLAIM:FOLDER"),
         ("gke", "--volume", ("--volume=disk:/else",), "must lie on the volume, in /else"),
         ("gke", "--topology", ("--topology=v5e:4x4",), "a trial runs on one host"),
+        ("gke", "none", ("--record=docs",), "--record=docs must lie on the volume, in /data"),
+        ("gke", "none", ("--sweep={tmp}/five.py",), "five.py must lie in the checkout"),
+        ("gke", "none", ("--sweep=../{name}/five.py",), "five.py must lie in the checkout"),
         ("slurm", "none", ("--workdir=runs",), "--workdir=runs must be absolute"),
         ("slurm", "--directory", ("--directory=/a b",), "without spaces"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_sent(target, without, more, message, call):
+def test_mistakes_are_found_before_anything_is_sent(target, without, more, message, call, tmp_path):
+    more = [word.format(tmp=tmp_path, name=tmp_path.name) for word in more]
     with pytest.raises(ConfigError, match=message):
         call(target, *more, "--dry_run", without=without)
+
+
+def test_record_and_sweep_may_lie_on_the_volume(call, tmp_path, capsys):
+    more = (
+        f"--volume=disk:{tmp_path}",
+        f"--record={tmp_path / 'kept'}",
+        f"--sweep={tmp_path}/five.py",
+    )
+    call("gke", "--dry_run", *more, workdir=str(tmp_path / "runs"), without="--volume")
+    assert f"--record={tmp_path / 'kept'}" in capsys.readouterr().out
+    call("slurm", "--dry_run", "--record=docs", without="none")  # a folder of the checkout there
+    assert "--record=docs" in capsys.readouterr().out
