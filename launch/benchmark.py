@@ -93,6 +93,8 @@ def main(values: flags.FlagValues) -> None:
     """Measures and prints."""
     if values.suite is None:
         raise ConfigError(f"--suite is missing: {', '.join(SUITES)}")
+    if values.figure:
+        bench_figures.check(values.suite)
     common.enable_compilation_cache()
     found = {
         "suite": values.suite,
@@ -102,11 +104,11 @@ def main(values: flags.FlagValues) -> None:
         **run_suite(values),
     }
     print("\n".join(_lines(found)))
-    if values.figure:
-        bench_figures.write(found, values.figure)
     text = json.dumps(found)
     if values.out:
         epath.Path(values.out).write_text(text + "\n")
+    if values.figure:
+        bench_figures.write(found, values.figure)
     if values.json:
         print(text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +12,20 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import process_gen
 from configs import strokes_tiny
 from launch import (
     bench_bagel,
+    bench_data,
     bench_figures,
     bench_sample,
+    bench_steps,
     bench_timing,
     bench_train,
     benchmark,
     common,
 )
-from process_gen.core.configs import from_mapping
+from process_gen.core.configs import Config, from_mapping
 from process_gen.core.errors import ConfigError
 from process_gen.models import flops
 
@@ -157,6 +161,58 @@ def test_every_suite_prints_an_object(suite, capsys):
     common.run(benchmark.main, benchmark.define_flags, benchmark.__doc__ or "", arguments)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["suite"] == suite and found["peak_memory_mb"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--suite=data", "--figure={tmp}/x.png"], "--figure: suite data has none"),
+        (["--suite=steps"], "--suite=steps is about the easy Strokes world, and the painter has"),
+        (["--suite=bagel_cpu", "--reference=pyhton x.py"], "is there: 'pyhton'"),
+        (["--suite=bagel_cpu", "--reference= "], "is there: it is empty"),
+        (["--suite=bagel_cpu", "--reference=python 'x.py"], "cannot be read: No closing quotation"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_measured(monkeypatch, tmp_path, capsys, flags, words):
+    def measured(*_, **__):
+        raise AssertionError("measured")
+
+    sources = [{"kind": "strokes", "options": {"world": "hard"}}]
+    painter = SimpleNamespace(config=from_mapping({"data": {"sources": sources}}))
+    monkeypatch.setattr(common, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(process_gen, "load", lambda path: painter)
+    monkeypatch.setattr(bench_steps, "measure", measured)
+    monkeypatch.setattr(bench_data, "measure_all", measured)
+    monkeypatch.setattr(bench_bagel, "build", measured)
+    arguments = [flag.format(tmp=tmp_path) for flag in flags]
+    with pytest.raises(SystemExit) as exit:
+        config = "--config=configs/strokes_tiny.py"
+        common.run(benchmark.main, benchmark.define_flags, "", ["x", config, *arguments])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and words in error and error.count("\n") == 1
+
+
+def test_accuracy_is_measured_in_the_size_of_the_easy_world():
+    sizes = []
+
+    def stream(wanted, *, size, **_):
+        sizes.append(size)
+        raise ConfigError("this far")
+
+    painter = SimpleNamespace(config=Config(), stream=stream)
+    with pytest.raises(ConfigError, match="this far"):
+        bench_steps.measure_all(painter, 1)
+    assert sizes == [(32, 32)]
+
+
+def test_numbers_are_kept_where_the_figure_cannot_be_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(benchmark, "run_suite", lambda values: {"rows": []})
+    out = tmp_path / "out.json"
+    arguments = ["x", "--suite=steps", f"--figure={tmp_path}/nowhere/x.png", f"--out={out}"]
+    with pytest.raises(FileNotFoundError):
+        common.run(benchmark.main, benchmark.define_flags, "", arguments)
+    assert json.loads(out.read_text())["suite"] == "steps"
 
 
 def test_a_suite_is_needed(capsys):
