@@ -20,7 +20,8 @@
 --figure=FILE         a picture of it, PNG; steps, sample and train
 
 Shares of the peak are model FLOPs (`process_gen.models.flops`: pairs that are seen, no padding)
-over the best matrix product of this very run. docs/performance.md explains every number.
+over the best matrix product of this very run, for train in model.dtype of the config.
+docs/performance.md explains every number.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 import process_gen
-from configs import strokes_tiny
+from configs import bagel_7b, strokes_tiny
 from launch import (
     bench_bagel,
     bench_data,
@@ -145,6 +145,36 @@ def test_a_step_is_measured():
     assert found["mfu"] == pytest.approx(
         found["model_gflop"] * 1e9 / (found["step"]["ms"] * 1e-3) / 1e12, rel=0.3
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dtypes", "taken"),
+    [
+        ("bfloat16", ("float32",), ("float32", "bfloat16")),
+        ("bfloat16", ("float32", "bfloat16"), ("float32", "bfloat16")),
+        ("float32", ("float32", "bfloat16"), ("float32", "bfloat16")),
+        ("float32", ("float32",), ("float32",)),
+    ],
+)
+def test_shares_are_of_the_peak_of_the_type(monkeypatch, dtype, dtypes, taken):
+    peaks = {"float32": 100.0, "bfloat16": 400.0}
+    seen, bests = [], set()
+    monkeypatch.setattr(
+        bench_train.bench_timing, "peaks",
+        lambda shapes, types: seen.append(types) or {"gflops": {t: peaks[t] for t in types}},
+    )  # fmt: skip
+    monkeypatch.setattr(bench_train, "measure", lambda config, rounds, best: bests.add(best) or {})
+    mapping = strokes_tiny.get_config("debug").to_dict()
+    mapping["model"] |= {"dtype": dtype}
+    found = bench_train.measure_all(mapping, 1, dtypes)
+    assert seen == [taken] and bests == {1e9 * peaks[dtype]} and found["mfu_of"] == dtype
+
+
+def test_steps_on_latents_are_refused_before_the_peak(monkeypatch):
+    monkeypatch.setattr(bench_train.bench_timing, "peaks", None)
+    mapping = bagel_7b.get_config().to_dict()
+    with pytest.raises(ConfigError, match="model.codec='flux': --suite=train measures"):
+        bench_train.measure_all(mapping, 1, ("float32",))
 
 
 def test_mixed_prompts_hold_every_tag():
