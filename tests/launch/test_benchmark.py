@@ -177,6 +177,40 @@ def test_steps_on_latents_are_refused_before_the_peak(monkeypatch):
         bench_train.measure_all(mapping, 1, ("float32",))
 
 
+def test_peak_memory_is_in_megabytes(monkeypatch):
+    """What the system counts is KiB; what a device counts is bytes."""
+    stats, device = {}, SimpleNamespace(memory_stats=lambda: stats)
+    monkeypatch.setattr(bench_timing.jax, "devices", lambda: [device])
+    usage = SimpleNamespace(ru_maxrss=1_000_000)
+    monkeypatch.setattr(bench_timing.resource, "getrusage", lambda who: usage)
+    assert bench_timing.peak_memory_mb() == 1024.0
+    stats["peak_bytes_in_use"] = 1_000_000
+    assert bench_timing.peak_memory_mb() == 1.0
+
+
+@pytest.mark.parametrize(("asked", "ran"), [(5, 20), (30, 30)])
+def test_the_rounds_of_data_are_those_that_ran(monkeypatch, capsys, asked, ran):
+    pulled = []
+
+    class Batches:
+        def __next__(self):
+            pulled.append(1)
+            return SimpleNamespace(token_BxT=[0])
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(common, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(bench_data.pipeline, "train_dataset", lambda config: Batches())
+    monkeypatch.setattr(bench_data.flops, "useful_share", lambda batch: 1.0)
+    arguments = ["x", "--suite=data", "--config=configs/strokes_tiny.py", "--json"]
+    arguments.append(f"--rounds={asked}")
+    common.run(benchmark.main, benchmark.define_flags, "", arguments)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["rounds"] == found["ahead"]["rounds"] == ran
+    assert len(pulled) == 2 * (1 + ran)  # ahead and one at a time, a first batch each
+
+
 def test_mixed_prompts_hold_every_tag():
     words = bench_sample.mixed_prompts(21)
     assert len(set(words)) > 14 and len({len(w.split()) for w in words}) > 3
