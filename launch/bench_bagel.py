@@ -18,6 +18,7 @@ import contextlib
 import functools
 import json
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -243,16 +244,38 @@ def build(config: Config, seed: int = 0) -> Work:
     )
 
 
+def words(command: str) -> list[str]:
+    """The words of a reference's command line.
+
+    Raises:
+      ConfigError: it does not begin with a program that is there.
+    """
+    try:
+        found = shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"--reference={command!r} cannot be read: {error}") from error
+    if not found or not shutil.which(found[0]):
+        name = repr(found[0]) if found else "it is empty"
+        raise ConfigError(f"--reference={command!r} begins with no program that is there: {name}")
+    return found
+
+
 class Reference:
     """Another program that does the same work: one call for each line that names it.
 
     `tests/parity/time_reference.py` is one. It answers every line with a line when it is done.
+
+    Args:
+      command: a command line.
+
+    Raises:
+      ConfigError: see `words`.
     """
 
     def __init__(self, command: str):
         self._command = command
         self._process = subprocess.Popen(
-            shlex.split(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            words(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def run(self, name: str) -> None:
@@ -298,7 +321,12 @@ def measure_all(
       dtypes: of the peak.
       reference: command of a `Reference`, which does the same calls in turn with ours; its ratios
         are its medians over ours.
+
+    Raises:
+      ConfigError: the command names no program, or the program ends too early.
     """
+    if reference:
+        words(reference)
     config = read_config()
     work = build(config)
     model = config.model

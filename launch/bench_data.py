@@ -13,7 +13,7 @@ from process_gen.models import flops
 
 def measure_all(config: dict[str, Any], rounds: int) -> dict[str, Any]:
     """Batches a second as they come, and one at a time in this thread."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"rounds": rounds}
     for name, changes in {"ahead": {}, "one at a time": {"prefetch": 0, "workers": 0}}.items():
         own = from_mapping({**config, "data": {**config["data"], **changes}})
         started = time.perf_counter()

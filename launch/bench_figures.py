@@ -82,13 +82,22 @@ FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {
 }
 
 
+def check(suite: str) -> None:
+    """Makes sure that a suite has a figure, before it is measured.
+
+    Raises:
+      ConfigError: nothing is drawn of it.
+    """
+    if suite not in FIGURES:
+        raise ConfigError(f"--figure: suite {suite} has none; {', '.join(FIGURES)} have")
+
+
 def write(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draws the numbers of a suite as PNG.
 
     Raises:
       ConfigError: nothing is drawn of this suite.
     """
-    if found["suite"] not in FIGURES:
-        raise ConfigError(f"--figure: suite {found['suite']} has none; {', '.join(FIGURES)} have")
+    check(found["suite"])
     with epath.Path(path).open("wb") as file:
         FIGURES[found["suite"]](found).savefig(file, format="png", dpi=110)

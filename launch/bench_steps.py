@@ -9,11 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from launch.suites import check_world
 from process_gen.evaluation.strokes import score
 from process_gen.sampling.painter import Painter
 from process_gen.sampling.studio import Usage
 from process_gen.strokes import oracle
 from process_gen.strokes.prompts import TAGS, held_out_requirements
+from process_gen.strokes.scene import EASY
 
 # Name of a family, and its settings from few evaluations to many.
 PROCESS: Mapping[str, Sequence[Mapping[str, Any]]] = {
@@ -39,7 +41,8 @@ def measure(painter: Painter, per_tag: int, mode: str, settings: Mapping[str, An
     """Paints the suite's prompts and scores them."""
     wanted = [r for tag in TAGS for r in held_out_requirements(tag, per_tag, 0)]
     usage, started = Usage(), time.perf_counter()
-    painted = list(painter.stream(wanted, mode=mode, usage=usage, **settings))
+    size = (EASY.size, EASY.size)
+    painted = list(painter.stream(wanted, mode=mode, size=size, usage=usage, **settings))
     seconds = time.perf_counter() - started
     report = score(painted, oracle.judge)
     exact = report["overall"]["exact"]
@@ -58,7 +61,12 @@ def measure(painter: Painter, per_tag: int, mode: str, settings: Mapping[str, An
 
 
 def measure_all(painter: Painter, per_tag: int) -> dict[str, Any]:
-    """A row for each setting, with the family that it belongs to."""
+    """A row for each setting, with the family that it belongs to.
+
+    Raises:
+      ConfigError: the painter has learned another world only.
+    """
+    check_world("steps", EASY, painter.config)
     rows = []
     for mode, families in (("process", PROCESS), ("one_shot", ONE_SHOT)):
         for family, members in families.items():

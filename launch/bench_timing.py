@@ -168,4 +168,5 @@ def peak_memory_mb() -> float:
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return round(stats["peak_bytes_in_use"] / 1e6, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(kib * 1024 / 1e6, 1)

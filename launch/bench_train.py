@@ -10,6 +10,7 @@ import numpy as np
 
 from launch import bench_timing
 from process_gen.core.configs import Config, from_mapping
+from process_gen.core.errors import ConfigError
 from process_gen.data import pipeline
 from process_gen.models import flops, functional
 from process_gen.sharding import rules
@@ -37,7 +38,7 @@ def measure(config: Config, rounds: int, best: float) -> dict[str, Any]:
     Args:
       config: its codec must be "pixel", so that no other weights are needed.
       rounds: timed steps.
-      best: FLOP/s of the fastest matrix product in this process.
+      best: FLOP/s of the fastest matrix product in this process, in the type that it computes in.
     """
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     fns = functional.build(config.model)
@@ -110,13 +111,24 @@ def measure_all(config: dict[str, Any], rounds: int, dtypes: tuple[str, ...]) ->
 
     Every width with AdamW, whose update costs next to nothing, and the config's own sizes with its
     own optimiser too: the products of Muon grow with the cube of the width and are not the model's.
+    Shares are of the peak in `model.dtype`, which is measured besides `dtypes`.
+
+    Raises:
+      ConfigError: the config's pictures are not pixels.
     """
+    if (codec := config["model"]["codec"]) != "pixel":
+        raise ConfigError(
+            f"model.codec={codec!r}: --suite=train measures steps on pixels only, since an "
+            'autoencoder would need its weights; set --config.model.codec="pixel"'
+        )
+    own = config["model"]["dtype"]
     adamw = {**config, "optimizer": {**config["optimizer"], "name": "adamw"}}
     cases = {"own optimizer": from_mapping(config)}
     cases |= {name: changed(adamw, **model) for name, model in WIDTHS.items()}
-    peak = bench_timing.peaks([s for c in cases.values() for s in shapes(c)], dtypes)
-    best = 1e9 * peak["gflops"]["float32"]
-    found: dict[str, Any] = {"peak": peak, "by_pack_length": []}
+    types = tuple(dict.fromkeys((*dtypes, own)))
+    peak = bench_timing.peaks([s for c in cases.values() for s in shapes(c)], types)
+    best = 1e9 * peak["gflops"][own]
+    found: dict[str, Any] = {"peak": peak, "mfu_of": own, "by_pack_length": []}
     found["steps"] = {name: measure(case, rounds, best) for name, case in cases.items()}
     for factor in (1, 2, 4):
         data = {**config["data"], "rows": max(1, config["data"]["rows"] // factor)}

@@ -9,7 +9,7 @@
 --config=FILE         whose step and data are measured; train and data
 --checkpoint=DIR      who paints; default: the painter that comes along; sample and
                       steps
---rounds=N            timed rounds of each call, interleaved (5)
+--rounds=N            timed rounds of each call, interleaved (5); of data at least 20
 --prompts=N           length of the queue that is served (1000); sample
 --per_tag=N           prompts of each of the seven tags (100); steps
 --reference=COMMAND   a program that does the same work, in turn with ours; bagel_cpu
@@ -20,7 +20,8 @@
 --figure=FILE         a picture of it, PNG; steps, sample and train
 
 Shares of the peak are model FLOPs (`process_gen.models.flops`: pairs that are seen, no padding)
-over the best matrix product of this very run. docs/performance.md explains every number.
+over the best matrix product of this very run, for train in model.dtype of the config.
+docs/performance.md explains every number.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ from process_gen.core import configs
 from process_gen.core.errors import ConfigError
 
 SUITES = ("train", "sample", "data", "bagel_cpu", "steps")
+DATA_ROUNDS = 20  # at least; a batch takes little time
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -76,7 +78,7 @@ def run_suite(values: flags.FlagValues) -> dict[str, Any]:
         return bench_steps.measure_all(process_gen.load(values.checkpoint), values.per_tag)
     config = configs.to_mapping(common.read_config(values))
     if values.suite == "data":
-        return bench_data.measure_all(config, max(rounds, 20))
+        return bench_data.measure_all(config, max(rounds, DATA_ROUNDS))
     return bench_train.measure_all(config, rounds, dtypes)
 
 
@@ -93,6 +95,8 @@ def main(values: flags.FlagValues) -> None:
     """Measures and prints."""
     if values.suite is None:
         raise ConfigError(f"--suite is missing: {', '.join(SUITES)}")
+    if values.figure:
+        bench_figures.check(values.suite)
     common.enable_compilation_cache()
     found = {
         "suite": values.suite,
@@ -102,11 +106,11 @@ def main(values: flags.FlagValues) -> None:
         **run_suite(values),
     }
     print("\n".join(_lines(found)))
-    if values.figure:
-        bench_figures.write(found, values.figure)
     text = json.dumps(found)
     if values.out:
         epath.Path(values.out).write_text(text + "\n")
+    if values.figure:
+        bench_figures.write(found, values.figure)
     if values.json:
         print(text)
 

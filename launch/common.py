@@ -126,11 +126,9 @@ def parse(define_flags: Callable[[flags.FlagValues], None], argv: list[str]) -> 
         if "config" in values and "config." in str(error) and not file:
             raise ConfigError("--config=FILE is missing; --help shows an example") from error
         raise ConfigError(f"{_one_line(error)}; --help shows an example") from error
-    except (KeyError, AttributeError) as error:
-        raise ConfigError(_unknown_key(error, argv)) from error
     except Exception as error:  # whatever a config file, which is a program, may raise
-        text = f"{type(error).__name__}: {_one_line(error)}"
-        raise ConfigError(f"config file {file} cannot be loaded: {text}") from error
+        unknown = _unknown_key(error, argv, file.split(":")[0])
+        raise ConfigError(unknown or _not_loaded(file, error)) from error
     finally:
         sys.argv = before
     if rest:
@@ -149,11 +147,18 @@ def read_config(values: flags.FlagValues) -> configs.Config:
     """The run's settings from `--config` and its overrides.
 
     Raises:
-      ConfigError: the flag is missing, or a setting is unknown, of a wrong type or out of range.
+      ConfigError: the flag is missing, its file cannot be loaded, or a setting is unknown, of a
+        wrong type or out of range.
     """
-    if values["config"].value is None:
+    value = values["config"].value
+    if value is None:
         raise ConfigError("--config=FILE is missing; --help shows an example")
-    return configs.from_mapping(_plain(values["config"].value))
+    try:
+        getattr(value, "keys", None)  # what a file left that raised OSError raises it at any use
+    except OSError as error:
+        file = config_flags.get_config_filename(values["config"])
+        raise ConfigError(_not_loaded(file, error)) from error
+    return configs.from_mapping(_plain(value))
 
 
 def required(values: flags.FlagValues, name: str) -> str:
@@ -249,11 +254,22 @@ def _config_file(argv: Sequence[str]) -> str:
     return ""
 
 
-def _unknown_key(error: Exception, argv: Sequence[str]) -> str:
-    """Names the override that hit a key which the config does not have."""
+def _not_loaded(file: str, error: BaseException) -> str:
+    if isinstance(error, OSError) and error.__cause__:  # config_flags puts one around the file's
+        error = error.__cause__
+    return f"config file {file} cannot be loaded: {type(error).__name__}: {_one_line(error)}"
+
+
+def _unknown_key(error: Exception, argv: Sequence[str], file: str) -> str:
+    """Names the override that hit a key which the config does not have; "" if none did."""
+    passed = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    if not isinstance(error, (KeyError, AttributeError)) or file in passed:
+        return ""  # of the file's own code, which may look for any key
     quoted = re.findall(r"[\w.]+", str(error).replace("\\n", " ").replace("\\", ""))
     key = quoted[0] if quoted else "?"
-    override = next((a for a in argv if re.search(rf"config\.(.*\.)?{re.escape(key)}\b", a)), key)
+    override = next((a for a in argv if re.search(rf"config\.(.*\.)?{re.escape(key)}\b", a)), "")
+    if not override:
+        return ""
     close = re.search(r'Did you mean "(\w+)"', str(error))
     hint = f"; did you mean {close[1]!r}?" if close else ""
     return f"unknown config key {key!r} in {override}{hint}"

@@ -181,13 +181,14 @@ def main(values: flags.FlagValues) -> None:
     out = common.required(values, "out")
     if values.beam is not None and values.workers > 1:
         raise ConfigError("--beam and --workers exclude each other: Beam has its own workers")
+    # For workers too, of which few ever load JAX; it reads them as it is loaded.
+    for name, value in common.compilation_cache().items():
+        os.environ.setdefault(name, value)
     if values.encode_latents:
         from launch import encode_latents  # loads JAX
 
         encode_latents.find_autoencoder(values.encode_latents)  # before there is work to lose
     started = time.monotonic()
-    for name, value in common.compilation_cache().items():
-        os.environ.setdefault(name, value)  # for workers too, of which few ever load JAX
     manifest = make_data(
         config,
         out,

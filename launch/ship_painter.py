@@ -25,9 +25,10 @@ from absl import flags
 
 from launch import common, painting
 from process_gen.checkpoint import shipped
-from process_gen.core.configs import DataConfig, SamplerConfig
+from process_gen.core.configs import SamplerConfig, SourceConfig
 from process_gen.core.errors import ConfigError
 from process_gen.core.settings import build
+from process_gen.data.tokenizer import COMMITTED
 from process_gen.models import functional
 
 
@@ -78,7 +79,14 @@ def main(values: flags.FlagValues) -> None:
     )
     # Folders of this machine mean nothing elsewhere; what was generated says what it has learned.
     data = painter.config.data
-    learned = tuple(s for s in data.sources if not s.path) or DataConfig().sources
+    if data.tokenizer and data.tokenizer not in COMMITTED:
+        raise ConfigError(
+            f"data.tokenizer={data.tokenizer} is a file of this machine, and a painter's two files "
+            f"hold none: only one with a committed tokenizer ({', '.join(COMMITTED)}) can be "
+            "written; hand on the checkpoint and the tokenizer instead"
+        )
+    # A folder without a path stands for those that were left out: there must be one source.
+    learned = tuple(s for s in data.sources if not s.path) or (SourceConfig("folder"),)
     held_out = tuple(s for s in data.eval_sources if not s.path)
     config = dataclasses.replace(
         painter.config,

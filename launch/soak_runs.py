@@ -83,8 +83,11 @@ def _prepare(log: Path, devices: int) -> None:
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    import jax  # comes with the fork, and has read its variables
+
     # Compiling is most of what a start costs; the smallest programs are kept as well.
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # or the command sets its own
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     os.environ["XLA_FLAGS"] = (
         f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
     )

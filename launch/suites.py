@@ -60,13 +60,24 @@ class Suite:
             raise ConfigError(
                 f"--suite={self.name} is judged at {size[0]}x{size[1]} px, not at {values.size}"
             )
-        learned = sorted({options.get("world", EASY.name) for options in _learned(config)})
-        if learned and self.world.name not in learned:
-            raise ConfigError(
-                f"--suite={self.name} is about the {self.world.name} Strokes world, and the "
-                f"painter has learned from the {' and the '.join(learned)} one only; "
-                f"--suite is one of {', '.join(SUITES)}"
-            )
+        try:
+            check_world(self.name, self.world, config)
+        except ConfigError as error:
+            raise ConfigError(f"{error}; --suite is one of {', '.join(SUITES)}") from error
+
+
+def check_world(suite: str, world: World, config: Config) -> None:
+    """Makes sure that a painter knows a suite's world.
+
+    Raises:
+      ConfigError: it has learned other worlds only.
+    """
+    learned = sorted({options.get("world", EASY.name) for options in _learned(config)})
+    if learned and world.name not in learned:
+        raise ConfigError(
+            f"--suite={suite} is about the {world.name} Strokes world, and the painter has learned "
+            f"from the {' and the '.join(learned)} one only"
+        )
 
 
 def _learned(config: Config) -> list[Mapping[str, Any]]:

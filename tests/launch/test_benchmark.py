@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,17 +12,20 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from configs import strokes_tiny
+import process_gen
+from configs import bagel_7b, strokes_tiny
 from launch import (
     bench_bagel,
+    bench_data,
     bench_figures,
     bench_sample,
+    bench_steps,
     bench_timing,
     bench_train,
     benchmark,
     common,
 )
-from process_gen.core.configs import from_mapping
+from process_gen.core.configs import Config, from_mapping
 from process_gen.core.errors import ConfigError
 from process_gen.models import flops
 from process_gen.sampling.painter import Painter
@@ -158,6 +162,70 @@ def test_reading_back_counts_the_copies_that_are_read():
     assert 1.9 < found["vae+vit"][1] / found["vit"][1] < 2.2
 
 
+@pytest.mark.parametrize(
+    ("dtype", "dtypes", "taken"),
+    [
+        ("bfloat16", ("float32",), ("float32", "bfloat16")),
+        ("bfloat16", ("float32", "bfloat16"), ("float32", "bfloat16")),
+        ("float32", ("float32", "bfloat16"), ("float32", "bfloat16")),
+        ("float32", ("float32",), ("float32",)),
+    ],
+)
+def test_shares_are_of_the_peak_of_the_type(monkeypatch, dtype, dtypes, taken):
+    peaks = {"float32": 100.0, "bfloat16": 400.0}
+    seen, bests = [], set()
+    monkeypatch.setattr(
+        bench_train.bench_timing, "peaks",
+        lambda shapes, types: seen.append(types) or {"gflops": {t: peaks[t] for t in types}},
+    )  # fmt: skip
+    monkeypatch.setattr(bench_train, "measure", lambda config, rounds, best: bests.add(best) or {})
+    mapping = strokes_tiny.get_config("debug").to_dict()
+    mapping["model"] |= {"dtype": dtype}
+    found = bench_train.measure_all(mapping, 1, dtypes)
+    assert seen == [taken] and bests == {1e9 * peaks[dtype]} and found["mfu_of"] == dtype
+
+
+def test_steps_on_latents_are_refused_before_the_peak(monkeypatch):
+    monkeypatch.setattr(bench_train.bench_timing, "peaks", None)
+    mapping = bagel_7b.get_config().to_dict()
+    with pytest.raises(ConfigError, match="model.codec='flux': --suite=train measures"):
+        bench_train.measure_all(mapping, 1, ("float32",))
+
+
+def test_peak_memory_is_in_megabytes(monkeypatch):
+    """What the system counts is KiB; what a device counts is bytes."""
+    stats, device = {}, SimpleNamespace(memory_stats=lambda: stats)
+    monkeypatch.setattr(bench_timing.jax, "devices", lambda: [device])
+    usage = SimpleNamespace(ru_maxrss=1_000_000)
+    monkeypatch.setattr(bench_timing.resource, "getrusage", lambda who: usage)
+    assert bench_timing.peak_memory_mb() == 1024.0
+    stats["peak_bytes_in_use"] = 1_000_000
+    assert bench_timing.peak_memory_mb() == 1.0
+
+
+@pytest.mark.parametrize(("asked", "ran"), [(5, 20), (30, 30)])
+def test_the_rounds_of_data_are_those_that_ran(monkeypatch, capsys, asked, ran):
+    pulled = []
+
+    class Batches:
+        def __next__(self):
+            pulled.append(1)
+            return SimpleNamespace(token_BxT=[0])
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(common, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(bench_data.pipeline, "train_dataset", lambda config: Batches())
+    monkeypatch.setattr(bench_data.flops, "useful_share", lambda batch: 1.0)
+    arguments = ["x", "--suite=data", "--config=configs/strokes_tiny.py", "--json"]
+    arguments.append(f"--rounds={asked}")
+    common.run(benchmark.main, benchmark.define_flags, "", arguments)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["rounds"] == found["ahead"]["rounds"] == ran
+    assert len(pulled) == 2 * (1 + ran)  # ahead and one at a time, a first batch each
+
+
 def test_mixed_prompts_hold_every_tag():
     words = bench_sample.mixed_prompts(21)
     assert len(set(words)) > 14 and len({len(w.split()) for w in words}) > 3
@@ -172,6 +240,58 @@ def test_every_suite_prints_an_object(suite, capsys):
     common.run(benchmark.main, benchmark.define_flags, benchmark.__doc__ or "", arguments)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["suite"] == suite and found["peak_memory_mb"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--suite=data", "--figure={tmp}/x.png"], "--figure: suite data has none"),
+        (["--suite=steps"], "--suite=steps is about the easy Strokes world, and the painter has"),
+        (["--suite=bagel_cpu", "--reference=pyhton x.py"], "is there: 'pyhton'"),
+        (["--suite=bagel_cpu", "--reference= "], "is there: it is empty"),
+        (["--suite=bagel_cpu", "--reference=python 'x.py"], "cannot be read: No closing quotation"),
+    ],
+)
+def test_mistakes_are_said_before_anything_is_measured(monkeypatch, tmp_path, capsys, flags, words):
+    def measured(*_, **__):
+        raise AssertionError("measured")
+
+    sources = [{"kind": "strokes", "options": {"world": "hard"}}]
+    painter = SimpleNamespace(config=from_mapping({"data": {"sources": sources}}))
+    monkeypatch.setattr(common, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(process_gen, "load", lambda path: painter)
+    monkeypatch.setattr(bench_steps, "measure", measured)
+    monkeypatch.setattr(bench_data, "measure_all", measured)
+    monkeypatch.setattr(bench_bagel, "build", measured)
+    arguments = [flag.format(tmp=tmp_path) for flag in flags]
+    with pytest.raises(SystemExit) as exit:
+        config = "--config=configs/strokes_tiny.py"
+        common.run(benchmark.main, benchmark.define_flags, "", ["x", config, *arguments])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and words in error and error.count("\n") == 1
+
+
+def test_accuracy_is_measured_in_the_size_of_the_easy_world():
+    sizes = []
+
+    def stream(wanted, *, size, **_):
+        sizes.append(size)
+        raise ConfigError("this far")
+
+    painter = SimpleNamespace(config=Config(), stream=stream)
+    with pytest.raises(ConfigError, match="this far"):
+        bench_steps.measure_all(painter, 1)
+    assert sizes == [(32, 32)]
+
+
+def test_numbers_are_kept_where_the_figure_cannot_be_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(common, "enable_compilation_cache", lambda: None)
+    monkeypatch.setattr(benchmark, "run_suite", lambda values: {"rows": []})
+    out = tmp_path / "out.json"
+    arguments = ["x", "--suite=steps", f"--figure={tmp_path}/nowhere/x.png", f"--out={out}"]
+    with pytest.raises(FileNotFoundError):
+        common.run(benchmark.main, benchmark.define_flags, "", arguments)
+    assert json.loads(out.read_text())["suite"] == "steps"
 
 
 def test_a_suite_is_needed(capsys):

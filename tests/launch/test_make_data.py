@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import launch
 from launch import common
 from launch.make_data import __doc__ as usage
 from launch.make_data import define_flags, main, make_data, summary
@@ -43,6 +45,23 @@ def test_a_folder_can_be_trained_on(tmp_path, monkeypatch):
     data = {"sources": [{"kind": "folder", "path": str(out)}], "rows": 2, "prefetch": 0}
     batch = next(train_dataset(from_mapping({"data": data})))
     assert batch.token_BxT.any()
+
+
+def test_encoding_keeps_its_programs(tmp_path, monkeypatch, capsys):
+    def loaded(name):  # in place of the module, with which JAX is loaded
+        raise DataError(f"{name} keeps in {os.environ.get('JAX_COMPILATION_CACHE_DIR')}")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in common.compilation_cache():
+        monkeypatch.setenv(name, "")  # so that it is given back
+        monkeypatch.delenv(name)
+    monkeypatch.delattr(launch, "encode_latents", raising=False)
+    monkeypatch.setattr(launch, "__getattr__", loaded, raising=False)
+    flags = ["--config=configs/data/strokes.py", f"--out={tmp_path}/d", "--encode_latents=x"]
+    with pytest.raises(SystemExit):
+        common.run(main, define_flags, "", ["x", *flags])
+    kept = tmp_path / "process_gen" / "jax"
+    assert f"error: encode_latents keeps in {kept}\n" in capsys.readouterr().err
 
 
 def test_the_way_of_supervising_is_stored(tmp_path):

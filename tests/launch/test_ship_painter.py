@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import process_gen
-from launch import common, ship_painter
+from launch import common, ship_painter, suites
 from process_gen.checkpoint import shipped
+from process_gen.core.configs import SourceConfig
 
 
 def call(*arguments):
@@ -61,3 +64,45 @@ def test_scores_of_something_else_are_refused(untrained, tmp_path, capsys, text)
         call(f"--checkpoint={untrained}", f"--scores={file}", f"--out={tmp_path / 'p'}")
     assert "not what launch.evaluate writes" in capsys.readouterr().err
     assert not (tmp_path / "p").exists()
+
+
+@pytest.fixture
+def trained_on(untrained, monkeypatch):
+    """Has the command find the untrained painter with other settings of its data."""
+    found = process_gen.load(str(untrained))
+
+    def replace(**data):
+        config = dataclasses.replace(
+            found.config, data=dataclasses.replace(found.config.data, **data)
+        )
+        other = SimpleNamespace(
+            config=config, tokenizer=found.tokenizer, meta=found.meta, weights=found.weights
+        )
+        monkeypatch.setattr(ship_painter.painting, "load_painter", lambda values: other)
+
+    return replace
+
+
+def test_a_tokenizer_that_stays_behind_is_refused(trained_on, tmp_path, capsys):
+    out = tmp_path / "painter"
+    trained_on(tokenizer="/home/me/tok.json")
+    with pytest.raises(SystemExit) as stopped:
+        call("--checkpoint=x", f"--out={out}")
+    assert stopped.value.code == 2 and not out.exists()
+    assert "data.tokenizer=/home/me/tok.json is a file of this" in capsys.readouterr().err
+    trained_on(tokenizer="strokes_hard")
+    call("--checkpoint=x", f"--out={out}")
+    assert shipped.read(out)[0].data.tokenizer == "strokes_hard"
+
+
+def test_folders_alone_say_nothing_of_a_world(trained_on, tmp_path):
+    folder = SourceConfig("folder", path="/home/me/data")
+    easy, hard = SourceConfig("strokes"), SourceConfig("strokes", options={"world": "hard"})
+    worlds = {}
+    for name, sources in {"a": (folder,), "b": (folder, hard), "c": (easy, folder)}.items():
+        trained_on(sources=sources, eval_sources=(folder,))
+        call("--checkpoint=x", f"--out={tmp_path / name}")
+        config, _, card = shipped.read(tmp_path / name)
+        assert "/home/me" not in str((config, card))
+        worlds[name] = [dict(options) for options in suites._learned(config)]
+    assert worlds == {"a": [], "b": [{"world": "hard"}], "c": [{}]}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
-from launch import soak, soak_faults
+from launch import common, soak, soak_faults, soak_runs
 from launch.soak_runs import Run, SoakError, compare, end, read_lines, stop
 from process_gen.core.trajectory import Sampled, Step, Trajectory, plan_text
 from process_gen.sampling import records
@@ -78,6 +80,20 @@ def test_paintings_are_compared_without_clocks_and_with_their_pictures(tmp_path)
 
     assert paint("a", 1.0, 0) == paint("b", 2.0, 0) != paint("c", 1.0, 9)
     assert soak_faults.painted(tmp_path / "nowhere") == []
+
+
+def test_runs_keep_the_smallest_programs(tmp_path, monkeypatch):
+    monkeypatch.setattr(soak_runs.os, "dup2", lambda *_: None)
+    for name in ("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "XLA_FLAGS"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    assert before > 0
+    try:
+        soak_runs._prepare(tmp_path / "log", 1)
+        common.enable_compilation_cache()  # as the command does
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
 
 
 def test_a_process_that_ends_otherwise_than_it_should_is_noticed():

@@ -121,6 +121,27 @@ def test_missing_or_broken_files(config_file, tmp_path, fit_calls, capsys, args,
     assert exit_info.value.code == 2 and error.count("\n") == 1 and words in error
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{'a': 1}[arg]", "KeyError: 'name'"),
+        ("configs.nmae", "AttributeError: module 'process_gen.core.configs' has no attribute"),
+        ("open('/nowhere/settings')", "FileNotFoundError: [Errno 2] No such file or directory"),
+        ("open('/')", "IsADirectoryError: [Errno 21] Is a directory: '/'"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--config.optimizer.name=muon"]])
+def test_what_a_config_file_raises_is_not_an_unknown_key(
+    config_file, tmp_path, fit_calls, capsys, line, words, more
+):
+    config_file.write_text(CONFIG.replace("    return", f"    {line}\n    return"))
+    with pytest.raises(SystemExit) as exit_info:
+        call(f"--config={config_file}:name", f"--workdir={tmp_path / 'run'}", *more)
+    error = capsys.readouterr().err
+    assert exit_info.value.code == 2 and error.count("\n") == 1
+    assert error.startswith(f"error: config file {config_file}:name cannot be loaded: {words}")
+
+
 def test_restore_names_the_newest_the_best_or_a_step():
     assert [train.which(text) for text in ("latest", "best", "120")] == ["latest", "best", 120]
     for text in ("newest", "-1", "1.5", ""):
