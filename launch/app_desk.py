@@ -301,9 +301,7 @@ def check(wish: Wish, painter: Painter, limits: Limits) -> None:
             f"the prompt has {len(prompt):,} characters; {limits.prompt:,} are the limit"
         )
     asked = Painting.of(Request(prompt, {}, 0, 0), "process", 0, 1)
-    sampler = painter.config.sampler
-    longest = min(sampler.max_prompt, sampler.max_context)
-    if prompt_tokens(asked, painter.tokenizer, longest) is None:
+    if prompt_tokens(asked, painter.tokenizer, painter.config.sampler.longest_prompt) is None:
         raise DataError(asked.text or "the prompt was refused")
     if given is not None and given.steps:
         last = given.steps[-1]

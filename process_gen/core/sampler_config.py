@@ -68,6 +68,11 @@ class SamplerConfig:
     max_prompt: int = 128
     max_context: int = 512
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of a prompt that a cache of this size can hold; a longer one is refused."""
+        return min(self.max_prompt, self.max_context)
+
     def __post_init__(self) -> None:
         """Checks ranges."""
         for name, value in dataclasses.asdict(self).items():

@@ -168,8 +168,7 @@ class Studio:
 
     def _admit(self, request: Request) -> None:
         painting = Painting.of(request, self.mode, self.seed, self.sampler.max_images)
-        longest = min(self.sampler.max_prompt, self.sampler.max_context)
-        tokens = prompt_tokens(painting, self.tokenizer, longest)
+        tokens = prompt_tokens(painting, self.tokenizer, self.sampler.longest_prompt)
         if tokens is None:
             self.done.append(painting)
         else:

@@ -171,12 +171,12 @@ def test_requests_run_side_by_side_up_to_a_limit(options):
 
 
 def test_the_rate_is_kept(options):
-    """600 a minute is one every 0.1 s."""
+    """200 a minute is one every 0.3 s."""
     with FakeServer() as server:
-        with RemoteClient(options(server, requests_per_minute=600.0)) as client:
+        with RemoteClient(options(server, requests_per_minute=200.0)) as client:
             RemoteJudge(client).check(steps(f"dog {i}" for i in range(5)))
         times = sorted(request["time"] for request in server.requests)
-        assert times[-1] - times[0] >= 0.2  # some of it goes before the first is seen
+        assert times[-1] - times[0] >= 1.05  # of 1.2: the first may be seen late
 
 
 def all_text(folder):

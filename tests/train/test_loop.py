@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from process_gen.core import axes, configs
 from process_gen.core.errors import CheckpointError, ConfigError
 from process_gen.core.interrupts import Preempted
 from process_gen.sharding import mesh as mesh_lib
-from process_gen.train import loop, optimizer
+from process_gen.train import loop, optimizer, progress
 from process_gen.train import state as state_lib
 
 ROWS, WIDTH = 4, 3
@@ -316,13 +317,22 @@ def test_starting_from_a_painter_that_was_handed_on(tmp_path):
         run(tmp_path / "other", config)
 
 
-def test_a_time_budget_sets_the_total_and_a_resume_keeps_it(tmp_path):
+def test_a_time_budget_sets_the_total_and_a_resume_keeps_it(tmp_path, monkeypatch):
+    ticks = itertools.count()
+
+    class Clocked(progress.TimeBudget):
+        """A tenth of a second for 20 steps, whatever the machine is doing."""
+
+        def __init__(self, minutes, started, settled=False):
+            super().__init__(minutes, 0.0, settled, clock=lambda: 0.1 * next(ticks))
+
+    monkeypatch.setattr(progress, "TimeBudget", Clocked)
     config = make_config(
         train={"minutes": 0.02, "steps": 10, "eval_every": 0, "save_every": 0, "log_every": 1000}
     )
     state = run(tmp_path, config)
     total = int(state.total_steps)
-    assert int(state.step) == total
+    assert int(state.step) == total == 2 + 1.2 * 200  # 60 is what it begins with
     meta = manager.load_for_sampling(tmp_path)[2]
     assert meta["timed"] is True
     again = run(tmp_path, config)
