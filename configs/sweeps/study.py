@@ -269,25 +269,8 @@ def get_sweep() -> list[Trial]:
 def _hard(full: tuple[str, ...]) -> list[Trial]:
     """The main pair and the 2 x 2 in the hard world; `full` sets the full budget."""
     arm, world = "{},world=hard".format, "_hard"
-    trials = [
-        painter("hard_process_s0", arm("process"), "hard world: everything", world=world),
-        control("hard_one_shot_s0", "hard world: one-shot", arm=arm("one_shot"), world=world),
-    ]
-    trials += [
-        painter("hard_multi_turn_s0", arm("multi_turn"), "hard world: no critiques", world=world),
-        painter("hard_conflict_s0", arm("conflict"), "hard world: conflicts only", world=world),
-        painter(
-            "hard_alignment_s0", arm("alignment"), "hard world: misalignments only", world=world
-        ),
-        painter("hard_process_s1", arm("process"), "hard world, seed 1", seed=1, world=world),
-        control(
-            "hard_one_shot_s1",
-            "hard world: one-shot, seed 1",
-            seed=1,
-            arm=arm("one_shot"),
-            world=world,
-        ),
-    ]
+    # With 2e13 FLOPs it does not learn to draw this world (5.6 % exact): all else has three times that.
+    trials = [painter("hard_process_s0", arm("process"), "hard world: everything", world=world)]
     trials += [
         trial
         for seed in (0, 1)
@@ -326,24 +309,21 @@ def _hard(full: tuple[str, ...]) -> list[Trial]:
     ]
     trials += [
         resampled(
-            f"{of}_guidance_{scale}",
-            of,
-            f"hard world: one-shot, {budget}guidance {scale}",
+            f"hard_one_shot_full_s{seed}_guidance_{scale}",
+            f"hard_one_shot_full_s{seed}",
+            f"hard world: one-shot, full budget, {about}guidance {scale}",
             "--one_shot",
             f"--set=one_shot_guidance={scale}",
             suite="strokes_hard",
         )
-        for of, budget in (
-            ("hard_one_shot_full_s0", "full budget, "),
-            ("hard_one_shot_s0", ""),
-        )
+        for seed, about in ((0, ""), (1, "seed 1, "))
         for scale in (2, 3, 5)
     ]
     trials += [
         resampled(
-            "hard_process_full_s0_guidance_1",
-            "hard_process_full_s0",
-            "hard world: full budget, in steps, no guidance",
+            "hard_process_full_s1_guidance_1",
+            "hard_process_full_s1",
+            "hard world: full budget, seed 1, in steps, no guidance",
             "--set=guidance=1",
             suite="strokes_hard",
         )
