@@ -269,7 +269,7 @@ def get_sweep() -> list[Trial]:
 def _hard(full: tuple[str, ...]) -> list[Trial]:
     """The main pair and the 2 x 2 in the hard world; `full` sets the full budget."""
     arm, world = "{},world=hard".format, "_hard"
-    # With 2e13 FLOPs it does not learn to draw this world (5.6 % exact): all else has three times that.
+    # 2e13 FLOPs are not enough to learn to draw this world (5.6 % exact); the rest has 6e13.
     trials = [painter("hard_process_s0", arm("process"), "hard world: everything", world=world)]
     trials += [
         trial
