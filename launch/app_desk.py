@@ -24,6 +24,10 @@ STEPS = (5, 10, 20, 40)  # denoising steps to choose from
 GUIDANCE = (1.0, 5.0)
 
 
+class BusyError(DataError):
+    """The session is being painted for already."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """What one page, and all of them together, may ask for.
@@ -161,16 +165,17 @@ class Desk:
         """Queues a wish.
 
         Raises:
-          DataError: the wish is outside the limits or cannot be read, the session is being painted
-            for or asks too often, or too many are waiting. The text is for the one who asked.
+          BusyError: the session is being painted for.
+          DataError: the wish is outside the limits or cannot be read, the session asks too often,
+            or too many are waiting. The text is for the one who asked.
         """
+        with self._lock:
+            self._check_busy(session)
         check(wish, self.painter, self.limits)
         with self._lock:
             if self._closed:
                 raise DataError("the studio is closing")
-            before = self._current.get(session)
-            if before is not None and not before.ended and not before.stopped:
-                raise DataError("your last painting is not finished; stop it first")
+            self._check_busy(session)
             if sum(not job.stopped for job in self._jobs) > self.limits.waiting:
                 raise DataError(
                     f"{self.limits.waiting} paintings are waiting already; try again in a minute"
@@ -202,6 +207,11 @@ class Desk:
                 job.stop()
             self._lock.notify()
         self._thread.join(timeout=60)
+
+    def _check_busy(self, session: str) -> None:
+        before = self._current.get(session)
+        if before is not None and not before.ended and not before.stopped:
+            raise BusyError("your last painting is not finished; stop it first")
 
     def _check_rate(self, session: str) -> None:
         begun = self._begun.setdefault(session, collections.deque())

@@ -20,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
 
-from launch.app_desk import GUIDANCE, Desk, Wish, choices, read_wish
+from launch.app_desk import GUIDANCE, BusyError, Desk, Wish, choices, read_wish
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.grammar import Part
 from process_gen.core.trajectory import Trajectory, to_json
@@ -152,6 +152,8 @@ def build(desk: Desk) -> gr.Blocks:
             """Streams a painting into the page; `before` stays when the wish is refused."""
             try:
                 job = desk.ask(session, wish)
+            except BusyError:  # a second click; the page is that of the painting under way
+                return
             except DataError as error:
                 yield ready(live_strip(before, error=str(error)), before, write=False)
                 return
@@ -209,7 +211,7 @@ def build(desk: Desk) -> gr.Blocks:
             "concurrency_limit": desk.limits.waiting + 2,  # the desk says who is refused
             "show_progress": "hidden",
             "api_visibility": "private",
-            # A click right after an end is not dropped; the desk refuses what comes too early.
+            # A click right after an end is not dropped; one too early is refused by the desk.
             "trigger_mode": "multiple",
         }
         quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}

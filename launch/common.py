@@ -257,6 +257,9 @@ def _config_file(argv: Sequence[str]) -> str:
 def _not_loaded(file: str, error: BaseException) -> str:
     if isinstance(error, OSError) and error.__cause__:  # config_flags puts one around the file's
         error = error.__cause__
+    passed = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
+    if "config_path.py" in passed:  # where config_flags looks a key up in what was loaded
+        return f"a --config. flag names nothing that can be set: {_one_line(error)}"
     return f"config file {file} cannot be loaded: {type(error).__name__}: {_one_line(error)}"
 
 

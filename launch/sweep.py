@@ -202,7 +202,7 @@ def _json(path: Path) -> Any:
 
 
 def _write(path: Path, text: str) -> None:
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")  # a task of an array may write the same one
     part.write_text(text)
     os.replace(part, path)
 

@@ -30,6 +30,8 @@ TARGETS = {
         ("topology", "queue", "service_account", "spot", "restarts"),
     ),
 }
+_ROOT = Path(__file__).resolve().parents[1]
+_IN_IMAGES = ("configs", "launch", "process_gen")  # by the files in launch/docker
 _VOLUME = r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?):(/[\w./-]+)"
 
 
@@ -61,7 +63,10 @@ def check(values: flags.FlagValues) -> None:
 
 def commands(values: flags.FlagValues, ready: Sequence[Trial]) -> list[str]:
     """A command line a trial."""
-    return [shlex.join(["python", *_words(values), f"--trial={trial.name}"]) for trial in ready]
+    return [
+        shlex.join(["python", *_words(values, values.sweep), f"--trial={trial.name}"])
+        for trial in ready
+    ]
 
 
 def make_plan(values: flags.FlagValues, ready: Sequence[Trial], ordered: Sequence[Trial]) -> Plan:
@@ -75,9 +80,9 @@ def make_plan(values: flags.FlagValues, ready: Sequence[Trial], ordered: Sequenc
     return (_slurm if values.target == "slurm" else _gke)(values, ready, ordered)
 
 
-def _words(values: flags.FlagValues, only: Sequence[Trial] = ()) -> list[str]:
+def _words(values: flags.FlagValues, sweep: str, only: Sequence[Trial] = ()) -> list[str]:
     """`launch.sweep` for one trial of `only`, or of all; `--trial` is still to come."""
-    words = ["-m", "launch.sweep", f"--sweep={values.sweep}", f"--workdir={values.workdir}"]
+    words = ["-m", "launch.sweep", f"--sweep={sweep}", f"--workdir={values.workdir}"]
     if values.record:
         words.append(f"--record={values.record}")
     if only:
@@ -91,7 +96,7 @@ def _slurm(values: flags.FlagValues, ready: Sequence[Trial], ordered: Sequence[T
     text = submit.fill(
         "slurm/sweep.sbatch.j2",
         name=values.name,
-        command=[values.python, *_words(values)],
+        command=[values.python, *_words(values, values.sweep)],
         tasks=",".join(str(places[trial.name]) for trial in ready),
         jobs=values.jobs,
         gpus=values.gpus_per_node,
@@ -111,19 +116,14 @@ def _gke(values: flags.FlagValues, ready: Sequence[Trial], ordered: Sequence[Tri
             "pods may write, and where they see it"
         )
     claim, _, folder = volume.groups()
-    if not Path(values.workdir).is_relative_to(folder):
+    if not _within(values.workdir, folder):
         raise ConfigError(f"--workdir={values.workdir} must lie on the volume, in {folder}")
-    if values.record and not Path(values.record).is_relative_to(folder):
+    if values.record and not _within(values.record, folder):
         raise ConfigError(
             f"--record={values.record} must lie on the volume, in {folder}: a pod's own files are "
             "lost; --target=local with it writes them here, when the trials are done"
         )
-    file = Path(values.sweep)
-    if ".." in file.parts or (file.is_absolute() and not file.is_relative_to(folder)):
-        raise ConfigError(
-            f"--sweep={file} must lie in the checkout, of which the image has a copy, or on the "
-            f"volume, in {folder}"
-        )
+    file = _in_the_image(Path(values.sweep), folder)
     slices = submit.read_slices(values) if values.topology else None
     if slices is not None and slices.chips != submit.PER_HOST:
         raise ConfigError(
@@ -133,7 +133,7 @@ def _gke(values: flags.FlagValues, ready: Sequence[Trial], ordered: Sequence[Tri
     text = submit.fill(
         "gke/sweep.yaml.j2",
         name=values.name,
-        command=submit.for_kubernetes(["python", *_words(values, ready)]),
+        command=submit.for_kubernetes(["python", *_words(values, file, ready)]),
         image=values.image,
         trials=len(ready),
         jobs=min(values.jobs, len(ready)),
@@ -152,6 +152,27 @@ def _gke(values: flags.FlagValues, ready: Sequence[Trial], ordered: Sequence[Tri
         f"end:   kubectl delete jobset {values.name}",
     )
     return Plan(["kubectl", "apply", "--filename=sweep.yaml"], "sweep.yaml", text, notes)
+
+
+def _within(path: str, folder: str) -> bool:
+    return ".." not in Path(path).parts and Path(path).is_relative_to(folder)
+
+
+def _in_the_image(file: Path, volume: str) -> str:
+    """A sweep's file as a pod finds it: on the volume, or in the image's copy of the checkout.
+
+    Raises:
+      ConfigError: it finds none.
+    """
+    if _within(str(file), volume):
+        return str(file)
+    found = file.resolve()
+    if any(found.is_relative_to(_ROOT / part) for part in _IN_IMAGES):
+        return str(found.relative_to(_ROOT))
+    raise ConfigError(
+        f"--sweep={file} must lie in {', '.join(_IN_IMAGES)} of the checkout, of which the image "
+        f"has a copy, or on the volume, in {volume}"
+    )
 
 
 def pick(trials: Sequence[Trial], wanted: str) -> Trial:

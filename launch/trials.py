@@ -125,14 +125,21 @@ def _check(trial: Trial, known: Mapping[str, Trial]) -> None:
             raise ConfigError(f"trial {trial.name!r} needs {name!r}, which is not in the sweep")
     for word in itertools.chain.from_iterable(trial.commands):
         try:
-            fields = [field for _, field, _, _ in string.Formatter().parse(word)]
+            parts = list(string.Formatter().parse(word))
         except ValueError as error:
             raise ConfigError(
                 f"trial {trial.name!r}: {word!r} cannot be read ({error}); braces that are no "
                 "folder are written twice, {{ and }}"
             ) from error
-        for field in fields:
-            if field is not None and field not in (HERE, *trial.needs):
+        for _, field, form, conversion in parts:
+            if field is None:
+                continue
+            if form or conversion:
+                raise ConfigError(
+                    f"trial {trial.name!r}: {{{field}}} in {word!r} has more in its braces than "
+                    "the name of a folder"
+                )
+            if field not in (HERE, *trial.needs):
                 raise ConfigError(
                     f"trial {trial.name!r}: {{{field}}} in {word!r} is neither {{{HERE}}} nor one "
                     f"of its needs ({', '.join(trial.needs) or 'none'})"

@@ -420,7 +420,7 @@ def find(
         if integrity.was_written(chosen, "ema"):
             raise DamagedError(
                 f"checkpoint {chosen} is damaged: its part ema, the averaged weights, is missing; "
-                'put it back, or ask for the plain weights ("params")'
+                "put it back, or, where a command has --weights, take --weights=params"
             )
         weights = "params"
     return chosen, weights, config, meta

@@ -26,7 +26,7 @@ class _MakeShard(beam.DoFn):
 
     def setup(self) -> None:
         """Makes the recipe, once a worker."""
-        self._recipe, self._measure = self._job.recipe(), self._job.measure()
+        self._recipe, self._measure = self._job.make_recipe(), self._job.measure()
 
     def process(self, shard: int) -> Iterator[int]:
         """Makes one shard. Beam may call this twice for one; both write the same bytes."""

@@ -17,6 +17,7 @@ The bytes depend on the recipe and the number of shards only, never on workers, 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -125,9 +126,29 @@ class Job:
         if self.shards < 1 or self.items < 1:
             raise DataError(f"cannot build {self.items} items in {self.shards} shards")
 
+    def make_recipe(self) -> Recipe:
+        """The recipe, which must be the one that `identity` names.
+
+        Raises:
+          DataError: it has become another one, as where a run has saved a newer checkpoint.
+        """
+        recipe = self.recipe()
+        meant, found = (plain(x) for x in (self.identity.get("recipe"), recipe.identity))
+        if meant is not None and found != meant:
+            raise DataError(
+                f"the recipe is not the one that this build was begun with: it was {meant}, now it "
+                f"is {found}; where it names the latest checkpoint of a run, name its step"
+            )
+        return recipe
+
     def bounds(self, shard: int) -> tuple[int, int]:
         """The items ``start..stop`` of a shard."""
         return shard * self.items // self.shards, (shard + 1) * self.items // self.shards
+
+
+def plain(value: Any) -> Any:
+    """What JSON makes of a value, to be compared with what was read from a file."""
+    return json.loads(json.dumps(value))
 
 
 def receipt_name(job: Job, shard: int) -> str:

@@ -64,6 +64,10 @@ def _verdict(painting: Trajectory, number: int) -> Verdict | Failed:
         return Failed("an inspection that came to no end")
     if plan is not None and parse_plan(plan) is None:
         return Failed("a re-emitted plan that cannot be read", plan, "conflict")
+    step, last = painting.steps[number], number == len(painting.steps) - 1
+    # A misalignment ends at the picture that there may be no more of, "max_images".
+    if last and step.rejected and plan is None and painting.finish_reason == "max_text":
+        return Failed("a fault that there was no room to say more of", inspection)
     return own_verdict(inspection, plan)
 
 
@@ -75,7 +79,7 @@ class OwnJudge:
         return [
             own_verdict(request.said, request.replanned)
             if request.said is not None
-            else Failed("a step that its painter did not inspect")
+            else Failed("a step that its painter did not inspect to the end")
             for request in requests
         ]
 

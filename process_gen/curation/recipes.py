@@ -1,4 +1,4 @@
-"""Recipes by name, and the job that a config describes. Loads no JAX but for self-sampling.
+"""Recipes by name, and the job that a config describes. JAX is loaded where a model is needed.
 
 `data.sources` names what to make: one of `RECIPES`, or any mixture of the sources that a run could
 train on, which is then stored.

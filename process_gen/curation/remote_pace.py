@@ -24,13 +24,12 @@ class Pace:
         self._lock = threading.Lock()
         self._next_request = self._next_token = self._resume = clock()
 
-    def reserve(self, tokens: float) -> float:
-        """Books the next free moment for a request of so many tokens; seconds until then."""
-        start, now = self._book(tokens)
-        return start - now
+    def reserve(self, tokens: float) -> tuple[float, float]:
+        """Books the next free moment for a request of so many tokens.
 
-    def _book(self, tokens: float) -> tuple[float, float]:
-        """The moment that was free, and that of asking."""
+        Returns:
+          That moment, and the one of asking, by the clock.
+        """
         with self._lock:
             now = self._clock()
             start = max(now, self._next_request, self._next_token, self._resume)
@@ -45,13 +44,13 @@ class Pace:
 
     def wait(self, tokens: float, stop: threading.Event) -> None:
         """Waits for one's turn, or until `stop` is set."""
-        start, now = self._book(tokens)
+        start, now = self.reserve(tokens)
         while start > now and not stop.wait(start - now):
             with self._lock:
                 if start >= self._resume:
                     return
             # What was booked lies in a pause. All such would start at its end, so each books anew.
-            start, now = self._book(tokens)
+            start, now = self.reserve(tokens)
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

@@ -17,7 +17,7 @@ import numpy as np
 from etils import epath
 
 from process_gen.core.errors import DataError
-from process_gen.curation.engine import KEPT_SKIPS, Job, receipt_name
+from process_gen.curation.engine import KEPT_SKIPS, Job, plain, receipt_name
 from process_gen.curation.shard_files import UNFINISHED, is_local, remove_unfinished, write_json
 from process_gen.curation.tallies import verdict_report
 from process_gen.data.builders import CONSECUTIVE, MANIFEST, length_summary, read_manifest
@@ -83,7 +83,7 @@ def open_site(job: Job, folder: str) -> Iterator[Site]:
 def _finished(job: Job, folder: str) -> dict[str, Any]:
     """The manifest of this job."""
     manifest = read_manifest(folder)
-    if manifest.get("made_by") != _plain(job.identity):
+    if manifest.get("made_by") != plain(job.identity):
         raise DataError(f"{folder} is not empty; give a new folder")
     with _lock(folder):
         _clear(job, folder)  # a kill may have come before the last file was removed
@@ -100,12 +100,8 @@ def _begin(job: Job, folder: str) -> bool:
                 return False
             raise DataError(f"{folder} is not empty; give a new folder")
         target.mkdir(parents=True, exist_ok=True)
-        write_json(folder, BUILD, _plain(job.identity))
+        write_json(folder, BUILD, plain(job.identity))
     return _check_same(job, folder)
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def _check_same(job: Job, folder: str) -> bool:
@@ -116,7 +112,7 @@ def _check_same(job: Job, folder: str) -> bool:
         return False
     except ValueError as error:
         raise DataError(f"{folder}/{BUILD} is damaged ({error}); give a new folder") from error
-    for key, value in _plain(job.identity).items():
+    for key, value in plain(job.identity).items():
         if begun.get(key) != value:
             raise DataError(
                 f"{folder} holds the beginning of something else: {key} was {begun.get(key)!r}, "
@@ -144,10 +140,12 @@ def _lock(folder: str) -> Iterator[bool]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError as error:
+            except BlockingIOError as error:
                 if time.monotonic() > end:
                     raise DataError(f"{folder} is being built by another process") from error
                 time.sleep(0.05)
+            except OSError as error:
+                raise DataError(f"{folder} lies on a disk without file locks ({error})") from error
         try:
             own = os.path.samestat(os.fstat(file.fileno()), os.stat(path))
         except FileNotFoundError:
@@ -196,8 +194,8 @@ def finish(job: Job, site: Site) -> dict[str, Any]:
         **verdict_report(tally),
         "lengths": length_summary(np.array(lengths, np.int32)),
         **job.about,
-        "made_by": _plain(job.identity),
+        "made_by": plain(job.identity),
     }
     write_json(site.folder, MANIFEST, manifest)
     _clear(job, site.folder)
-    return _plain(manifest)
+    return plain(manifest)

@@ -88,7 +88,7 @@ def _alone(
 ) -> None:
     if not todo:
         return
-    recipe, measure = job.recipe(), job.measure()
+    recipe, measure = job.make_recipe(), job.measure()
     fresh = 0
     for number, shard in enumerate(todo):
 
@@ -178,7 +178,7 @@ def _work(
     threading.Thread(target=_die_with_parent, daemon=True).start()
     error: ProcessGenError | str | None = None
     try:
-        recipe, measure = job.recipe(), job.measure()
+        recipe, measure = job.make_recipe(), job.measure()
 
         def tick(items: int) -> None:
             with ticks.get_lock():

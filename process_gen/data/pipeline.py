@@ -173,7 +173,8 @@ class TrainIterator:
         def facts() -> str:
             epoch = self.epoch
             plan = self._rows.plan(epoch)
-            return f"plan {plan.hash} of epoch {epoch} ({plan.summary()})"
+            first = self._rows.first_row(epoch)
+            return f"plan {plan.hash} of epoch {epoch} from row {first} on ({plan.summary()})"
 
         return self._watch.run(facts)
 
@@ -227,6 +228,7 @@ class TrainIterator:
 
         Raises:
           DataError: the state was written for other data or other settings.
+          LostDataError: perhaps only since records cannot be read now.
         """
         try:
             values = [int(state[key]) for key in ("version", "next_batch", "rows", "epoch")]
@@ -248,7 +250,8 @@ class TrainIterator:
                 f"{self._rows.tokenizer}; set data.tokenizer to the file it was trained with"
             )
         if (now := self._rows.plan(epoch).hash) != saved:
-            raise DataError(
+            lost = len(self._rows.plan(epoch).bad_Kx2) > 0
+            raise (LostDataError if lost else DataError)(
                 f"the packing plan of epoch {epoch} is {now}, the checkpoint was written with "
                 f"{saved}: sources, options, grammar, tokenizer, pack shape, seed or the data's "
                 "code changed; resume with the old ones or start a new run. Or records could be "

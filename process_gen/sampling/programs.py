@@ -253,8 +253,8 @@ class Programs:
 
         Guidance branches are queries of the same call: an order and a position of their own are all
         that the text-dropped branch needs to see everything before the current plan and no more.
-        Outside the guidance interval, and between the evaluations that `guidance_every` names, that
-        branch does not run.
+        Where no row wants that branch, outside the guidance interval and between the evaluations
+        that `guidance_every` names, it does not run.
 
         Args:
           weights: see `Weights`.

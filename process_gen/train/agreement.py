@@ -40,7 +40,8 @@ def same_plan(dataset: Any, seen: str) -> str:
 
     Each process measures the data by itself, and a record that only one of them could not read
     then gives it other packs. Plans that agree end at the same batch, so all processes are here
-    for the next one together.
+    for the next one together. Of epochs that are shorter than a batch only those in which one
+    begins are compared.
 
     Args:
       dataset: of the loop; one without `plan_facts` is not compared.

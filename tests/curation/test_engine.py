@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import threading
 import time
@@ -233,6 +234,15 @@ def test_two_do_not_build_in_one_folder(tmp_path, monkeypatch):
         release.start()
         assert build(job(), str(tmp_path))["count"] == 17, "it did not wait"
         release.join()
+
+
+def test_a_disk_without_locks_is_not_another_process(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(site.fcntl, "flock", flock)
+    with pytest.raises(DataError, match="a disk without file locks.*No locks available"):
+        build(job(), str(tmp_path))
 
 
 def test_an_interruption_keeps_what_is_finished(tmp_path):

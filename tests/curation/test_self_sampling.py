@@ -309,6 +309,7 @@ def test_what_a_judge_did_not_say_to_the_end_is_no_approval(monkeypatch):
                 "cut": ((Step("p", image, "bad. <ref"),), "max_text"),
                 "no room": ((Step("p", image),), "max_text"),
                 "no room after it": ((Step("p", image, fault),), "max_text"),
+                "wrongly drawn": ((Step("p", image, fault),), "max_images"),
                 "unread": ((), "refused"),
                 "plan cut": ((Step("p", image, fault, "<ins>a</ins><des>"),), "max_text"),
                 "plan broken": ((Step("p", image, fault, "a, b"),), "malformed"),
@@ -334,8 +335,9 @@ def test_what_a_judge_did_not_say_to_the_end_is_no_approval(monkeypatch):
             "a re-emitted plan that cannot be read",
             "conflict",
         )
+    assert check("no room after it").reason == "a fault that there was no room to say more of"
     # Partners: what was said to the end counts, whatever became of the painting.
-    assert check("no room after it") == Verdict("bad.", "misalignment", "x")
+    assert check("wrongly drawn") == Verdict("bad.", "misalignment", "x")
     assert check("no room for the repair") == Verdict("bad.", "conflict", "x", plan)
     assert check("the next is cut") == check("the next is broken") == Verdict("fine")
 

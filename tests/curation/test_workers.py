@@ -55,6 +55,17 @@ def test_what_a_worker_objects_to_is_told(tmp_path):
         build(broken, str(tmp_path / "a"), workers=2)
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_recipe_that_has_become_another_is_refused(tmp_path, workers):
+    """As where a run has saved a newer checkpoint since the build was begun."""
+    moved = dataclasses.replace(job(40, 4), recipe=job(41, 4).recipe)
+    with pytest.raises(
+        DataError, match="not the one that this build was begun with.*name its step"
+    ):
+        build(moved, str(tmp_path / "a"), workers=workers)
+    build(job(40, 4), str(tmp_path / "b"), workers=workers)
+
+
 def test_an_interruption_ends_the_workers(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build(job(4000, 8), str(tmp_path / "a"), workers=2, stop=KeyboardInterrupt)

@@ -214,11 +214,13 @@ def test_a_record_that_could_not_be_read_changes_the_plan_and_is_named(tmp_path,
     assert on_host("b", whole).plan_facts == facts
     damaged = on_host("c", whole[:200] + bytes(20) + whole[220:])
     assert "1 unreadable" in damaged.plan_facts and damaged.plan_facts != facts
-    with pytest.raises(DataError, match=r"\(now 1 cannot be read, the first: folder .*start again"):
+    lost = r"\(now 1 cannot be read, the first: folder .*start again"
+    with pytest.raises(LostDataError, match=lost):
         damaged.set_state(state)
-    # The other way round: mended since.
-    with pytest.raises(DataError, match=r"\(now 0 cannot be read\).*train.init_from"):
+    # The other way round: mended since, and no new start would help.
+    with pytest.raises(DataError, match=r"\(now 0 cannot be read\).*train.init_from") as refused:
         on_host("d", whole).set_state(damaged.get_state())
+    assert not isinstance(refused.value, LostDataError)
     on_host("e", whole).set_state(state)
 
 

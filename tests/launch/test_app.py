@@ -174,6 +174,31 @@ def test_paint_change_go_on_and_download(studio, visit):
     assert name == "filmstrip.png" and decode_image(data).shape[1] > 256
 
 
+def test_a_double_click_is_one(studio, visit, monkeypatch):
+    """The second click changes nothing in a page that is the first one's."""
+    me, ask, answers = visit(), studio.desk.ask, []
+
+    def asked(session, wish):
+        try:
+            answers.append(ask(session, wish))
+        except Exception as error:
+            time.sleep(1)  # so that its answer is the last that the page gets
+            answers.append(type(error).__name__)
+            raise
+        return answers[-1]
+
+    monkeypatch.setattr(studio.desk, "ask", asked)
+    studio.painter.hold()
+    me.page.fill("#prompt textarea", "a star")
+    me.page.dblclick("#paint")
+    assert until(lambda: len(answers) == 2) and answers[1] == "BusyError"
+    me.page.wait_for_timeout(300)  # what the second click said would be there by then
+    assert me.page.is_disabled("#paint") and me.page.is_enabled("#stop")
+    assert "not finished" not in me.page.inner_text("#strip")
+    studio.painter.release()
+    me.ended()
+
+
 def test_settings_reach_the_painter(studio, visit):
     me = visit()
     me.page.click("#settings button")

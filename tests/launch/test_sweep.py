@@ -61,6 +61,8 @@ def test_trials_run_after_those_that_they_need():
         ([_stub("comparison")], "trial name 'comparison' has a meaning of its own"),
         ([Trial("a", (("m", "--x={"),))], "'a': '--x={' cannot be read .*written twice"),
         ([Trial("a", (("m", "}"),))], "'a': '}' cannot be read .*written twice"),
+        ([Trial("a", (("m", "{here!x}"),))], "{here} in '{here!x}' has more in its braces"),
+        ([Trial("a", (("m", "{here:run}"),))], "has more in its braces"),
         ([Trial("a", ())], "no command"),
         ([Trial("a", (("m", "{b}/x"),)), _stub("b")], "{b} in '{b}/x' is neither"),
     ],

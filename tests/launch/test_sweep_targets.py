@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch import common, submit, sweep, trials
+from launch import common, submit, sweep, sweep_targets, trials
 from process_gen.core.errors import ConfigError
 from tests.launch.test_sweep import _STUB
 
@@ -37,12 +37,16 @@ GIVEN = {
 @pytest.fixture
 def call(tmp_path, monkeypatch):
     """Calls the command in a folder with a sweep of five trials, the last of which needs t0."""
-    (tmp_path / "five.py").write_text(SWEEP)
+    (tmp_path / "configs").mkdir()
+    for file in ("five.py", "configs/five.py"):
+        (tmp_path / file).write_text(SWEEP)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep_targets, "_ROOT", tmp_path)
 
     def call(target: str, *more: str, workdir: str = "/data/rates", without: str = "-") -> None:
         kept = [word for word in GIVEN[target] if not word.startswith(without)]
-        words = ["--sweep=five.py", f"--workdir={workdir}", f"--target={target}", *kept, *more]
+        file = "configs/five.py" if target == "gke" else "five.py"  # what images have
+        words = [f"--sweep={file}", f"--workdir={workdir}", f"--target={target}", *kept, *more]
         sweep.main(common.parse(sweep.define_flags, ["launch.sweep", *words]))
 
     return call
@@ -143,8 +147,15 @@ def test_the_array_as_bash_reads_it(call, capsys):
         ("gke", "--volume", ("--volume=disk:/else",), "must lie on the volume, in /else"),
         ("gke", "--topology", ("--topology=v5e:4x4",), "a trial runs on one host"),
         ("gke", "none", ("--record=docs",), "--record=docs must lie on the volume, in /data"),
-        ("gke", "none", ("--sweep={tmp}/five.py",), "five.py must lie in the checkout"),
-        ("gke", "none", ("--sweep=../{name}/five.py",), "five.py must lie in the checkout"),
+        (
+            "gke",
+            "none",
+            ("--record=/data/../home",),
+            "--record=/data/../home must lie on the volume",
+        ),
+        ("gke", "none", ("--sweep=five.py",), "five.py must lie in configs, launch, process_gen"),
+        ("gke", "none", ("--sweep={tmp}/five.py",), "five.py must lie in configs, launch"),
+        ("gke", "none", ("--sweep=../{name}/five.py",), "five.py must lie in configs, launch"),
         ("slurm", "none", ("--workdir=runs",), "--workdir=runs must be absolute"),
         ("slurm", "--directory", ("--directory=/a b",), "without spaces"),
     ],
@@ -153,6 +164,15 @@ def test_mistakes_are_found_before_anything_is_sent(target, without, more, messa
     more = [word.format(tmp=tmp_path, name=tmp_path.name) for word in more]
     with pytest.raises(ConfigError, match=message):
         call(target, *more, "--dry_run", without=without)
+
+
+@pytest.mark.parametrize("file", ["{tmp}/configs/five.py", "configs/../configs/five.py", "five.py"])
+def test_a_pod_finds_the_sweep_in_its_copy_of_the_checkout(
+    file, call, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path / "configs" if file == "five.py" else tmp_path)
+    call("gke", "--dry_run", f"--sweep={file.format(tmp=tmp_path)}", without="none")
+    assert '"--sweep=configs/five.py"' in capsys.readouterr().out
 
 
 def test_record_and_sweep_may_lie_on_the_volume(call, tmp_path, capsys):

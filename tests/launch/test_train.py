@@ -85,6 +85,8 @@ def test_what_is_nothing_by_default_can_be_set(tmp_path, fit_calls):
         (["--config.train.stepss=5"], "unknown config key 'stepss' in --config.train.stepss=5.*st"),
         (["--config.optimiser.name=adamw"], "unknown config key 'optimiser'"),
         (["--config.train.steps=many"], "train.steps=many"),
+        (["--config.train.steps.foo=1"], r"names nothing that can be set: .* train\.steps\.foo"),
+        (["--config.data.sources[9]=1"], "names nothing that can be set: tuple index out of range"),
         (["--config.model.width=-8"], "model.width must be positive, got -8"),
         (["--config.model.dtype=float16"], "model.dtype must be one of"),
         (["--config.mesh.tensor=3"], r"mesh .*tensor=3.* does not fit"),

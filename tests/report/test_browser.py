@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from playwright.sync_api import expect
 
 from process_gen.core.trajectory import Sampled, Step, Trajectory, plan_text
 from process_gen.evaluation import judged
@@ -109,6 +108,8 @@ def test_search_filter_and_sort(visit, report):
     page.select_option("[name=steps]", "2")
     assert me.shown() == ["prompt 1", "prompt 7"]
     page.click("text=clear")
+    from playwright.sync_api import expect  # where it is missing, `browser` skips
+
     # Not `wait_for_function`: when its first look fails it looks again from inside of the page,
     # whose policy forbids `eval`.
     expect(count).to_have_text("13 of 13 shown", timeout=120_000)
