@@ -40,6 +40,14 @@ class Probe:
         return len(self.start.steps) - 1
 
 
+def cut_at(painting: Trajectory, number: int) -> Trajectory:
+    """A painting up to the sketch of a step, as if nobody had inspected it yet."""
+    cut = dataclasses.replace(
+        painting.steps[number], inspection=None, refined_plan=None, refined=None
+    )
+    return dataclasses.replace(painting, steps=(*painting.steps[:number], cut), final_image=None)
+
+
 def make_probes(
     faulty: int, right: int, seed: int = 0, options: StrokesOptions = _HELD_OUT
 ) -> list[Probe]:
@@ -72,11 +80,7 @@ def make_probes(
         if at is None:
             at = int(rng.integers(len(painting.steps)))
         wanted[fault] -= 1
-        cut = dataclasses.replace(
-            painting.steps[at], inspection=None, refined_plan=None, refined=None
-        )
-        start = dataclasses.replace(painting, steps=(*painting.steps[:at], cut), final_image=None)
-        probes.append(Probe(start, fault))
+        probes.append(Probe(cut_at(painting, at), fault))
     assert not any(wanted.values()), "four times as many prompts as probes were not enough"
     return probes
 

@@ -22,6 +22,7 @@ import process_gen
 from process_gen.core.trajectory import Trajectory
 from process_gen.evaluation import stepwise
 from process_gen.evaluation.intervals import wilson
+from process_gen.evaluation.probes import cut_at
 from process_gen.sampling import records
 from process_gen.sampling.painter import Painter
 
@@ -34,11 +35,7 @@ def steps_of(folders: Sequence[str]) -> tuple[list[Trajectory], list[Trajectory]
             for number, check in enumerate(stepwise.check_steps(painting)):
                 if check is None:
                     continue
-                cut = dataclasses.replace(
-                    painting.steps[number], inspection=None, refined_plan=None, refined=None
-                )
-                steps = (*painting.steps[:number], cut)
-                start = dataclasses.replace(painting, steps=steps, final_image=None, sampled=None)
+                start = dataclasses.replace(cut_at(painting, number), sampled=None)
                 (faulty if check.faulty else right).append(start)
     return faulty, right
 
