@@ -170,7 +170,7 @@ class Desk:
             or too many are waiting. The text is for the one who asked.
         """
         with self._lock:
-            self._check_busy(session)
+            self._check_busy(session)  # whatever else is wrong with the wish
         check(wish, self.painter, self.limits)
         with self._lock:
             if self._closed:

@@ -128,7 +128,7 @@ def parse(define_flags: Callable[[flags.FlagValues], None], argv: list[str]) -> 
         raise ConfigError(f"{_one_line(error)}; --help shows an example") from error
     except Exception as error:  # whatever a config file, which is a program, may raise
         unknown = _unknown_key(error, argv, file.split(":")[0])
-        raise ConfigError(unknown or _not_loaded(file, error)) from error
+        raise ConfigError(unknown or _refusal(file, error)) from error
     finally:
         sys.argv = before
     if rest:
@@ -157,7 +157,7 @@ def read_config(values: flags.FlagValues) -> configs.Config:
         getattr(value, "keys", None)  # what a file left that raised OSError raises it at any use
     except OSError as error:
         file = config_flags.get_config_filename(values["config"])
-        raise ConfigError(_not_loaded(file, error)) from error
+        raise ConfigError(_refusal(file, error)) from error
     return configs.from_mapping(_plain(value))
 
 
@@ -254,7 +254,7 @@ def _config_file(argv: Sequence[str]) -> str:
     return ""
 
 
-def _not_loaded(file: str, error: BaseException) -> str:
+def _refusal(file: str, error: BaseException) -> str:
     if isinstance(error, OSError) and error.__cause__:  # config_flags puts one around the file's
         error = error.__cause__
     passed = [Path(frame.filename).name for frame in traceback.extract_tb(error.__traceback__)]
