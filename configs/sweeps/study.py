@@ -15,6 +15,7 @@ from launch.trials import Trial
 CONFIG = "configs/strokes_study.py"
 PROBES = 40  # a tag, faulty ones; twice as many right ones
 OWN = "configs/data/strokes_own_sketches.py"
+_SEEDS = ((0, ""), (1, ", seed 1"))  # those of the full budget, and how a trial speaks of them
 
 
 def _train(arm: str, seed: int = 0, *more: str) -> tuple[str, ...]:
@@ -216,21 +217,21 @@ def get_sweep() -> list[Trial]:
     ]
     trials += [
         trial
-        for seed in (0, 1)
+        for seed, of in _SEEDS
         for trial in (
-            painter(f"process_full_s{seed}", "process", "full budget", *full, seed=seed),
-            control(f"one_shot_full_s{seed}", "one-shot, full budget", *full, seed=seed),
+            painter(f"process_full_s{seed}", "process", f"full budget{of}", *full, seed=seed),
+            control(f"one_shot_full_s{seed}", f"one-shot, full budget{of}", *full, seed=seed),
         )
     ]
     trials += [
         resampled(
             f"one_shot_full_s{seed}_guidance_{scale}",
             f"one_shot_full_s{seed}",
-            f"one-shot, full budget, guidance {scale}",
+            f"one-shot, full budget{of}, guidance {scale}",
             "--one_shot",
             f"--set=one_shot_guidance={scale}",
         )
-        for seed in (0, 1)
+        for seed, of in _SEEDS
         for scale in (2, 3, 5)
     ]
     # Steps after its own and after true ones; the best of several, by the oracle and inspected.
@@ -273,19 +274,19 @@ def _hard(full: tuple[str, ...]) -> list[Trial]:
     trials = [painter("hard_process_s0", arm("process"), "hard world: everything", world=world)]
     trials += [
         trial
-        for seed in (0, 1)
+        for seed, of in _SEEDS
         for trial in (
             painter(
                 f"hard_process_full_s{seed}",
                 arm("process"),
-                "hard world: full budget",
+                f"hard world: full budget{of}",
                 *full,
                 seed=seed,
                 world=world,
             ),
             control(
                 f"hard_one_shot_full_s{seed}",
-                "hard world: one-shot, full budget",
+                f"hard world: one-shot, full budget{of}",
                 *full,
                 seed=seed,
                 arm=arm("one_shot"),
@@ -311,12 +312,12 @@ def _hard(full: tuple[str, ...]) -> list[Trial]:
         resampled(
             f"hard_one_shot_full_s{seed}_guidance_{scale}",
             f"hard_one_shot_full_s{seed}",
-            f"hard world: one-shot, full budget, {about}guidance {scale}",
+            f"hard world: one-shot, full budget{of}, guidance {scale}",
             "--one_shot",
             f"--set=one_shot_guidance={scale}",
             suite="strokes_hard",
         )
-        for seed, about in ((0, ""), (1, "seed 1, "))
+        for seed, of in _SEEDS
         for scale in (2, 3, 5)
     ]
     trials += [
