@@ -48,7 +48,9 @@ class FilePrompts:
         return self._items[index % len(self._items)]
 
 
-def open_prompts(path: str, weights: Mapping[str, float], size: int, seed: int) -> Prompts:
+def open_prompts(
+    path: str, weights: Mapping[str, float], size: int, seed: int, uncolored: float = 0.0
+) -> Prompts:
     """The prompts of a file or, without one, `size` of the Strokes world.
 
     Raises:
@@ -58,4 +60,4 @@ def open_prompts(path: str, weights: Mapping[str, float], size: int, seed: int) 
     if path:
         return FilePrompts(path)
     options = StrokesOptions(weights=weights) if weights else StrokesOptions()
-    return StrokesPrompts(options.weights, size, seed)
+    return StrokesPrompts(options.weights, size, seed, uncolored)

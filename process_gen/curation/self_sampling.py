@@ -50,6 +50,7 @@ class SelfSamplingOptions:
         the package.
       prompts: a file of prompts; empty for those of the Strokes world. None may be held out.
       tags: weights of the Strokes world's tags; empty for all alike.
+      uncolored: of their `complex` prompts, see `strokes.prompts.sample_requirement`.
       settings: of the sampler, instead of the run's own; paintings take them in turn.
       makers: the judge, and the drafter of repairs.
       believe: the painter's own inspections are believed instead; for measuring them.
@@ -62,6 +63,7 @@ class SelfSamplingOptions:
     weights: Literal["ema", "params"] = "ema"
     prompts: str = ""
     tags: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    uncolored: float = 0.0
     settings: tuple[Mapping[str, Any], ...] = ({},)
     makers: Makers = Makers()
     believe: bool = False
@@ -72,6 +74,7 @@ class SelfSamplingOptions:
         """Checks ranges."""
         check(len(self.settings) > 0, "settings is empty; ({},) samples as the run says")
         check(self.right_per_fault >= 0, "right_per_fault must be >= 0")
+        check(0 <= self.uncolored <= 1, "uncolored must be between 0 and 1")
 
 
 @functools.lru_cache(maxsize=2)
@@ -121,7 +124,7 @@ class SelfSampling:
         self._size = size
         self._workshop = Workshop(self.options.makers)
         self._prompts: Prompts = open_prompts(
-            self.options.prompts, self.options.tags, size, self._seed
+            self.options.prompts, self.options.tags, size, self._seed, self.options.uncolored
         )
         painter = self._painter
         self.identity = {

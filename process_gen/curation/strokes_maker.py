@@ -53,15 +53,18 @@ class StrokesPrompts:
       weights: relative share of each tag.
       size: how many.
       seed: of the set.
+      uncolored: see `strokes.prompts.sample_requirement`.
     """
 
-    def __init__(self, weights: Mapping[str, float], size: int, seed: int):
+    def __init__(self, weights: Mapping[str, float], size: int, seed: int, uncolored: float = 0.0):
         self._tags = list(weights)
         shares = np.array([float(weight) for weight in weights.values()])
         self._ends = np.cumsum(shares / shares.sum())
-        self._size, self._seed = size, seed
+        self._size, self._seed, self._uncolored = size, seed, uncolored
         # In their order, which decides what an index means.
         self.fingerprint = f"strokes:{seed}:{list(weights.items())}"
+        if uncolored:
+            self.fingerprint += f":{uncolored}"
 
     def __getitem__(self, index: int) -> Requirement:
         """A requirement in GenEval's schema."""
@@ -70,7 +73,7 @@ class StrokesPrompts:
         rng = np.random.default_rng([self._seed, index, 0x9A])
         place = int(np.searchsorted(self._ends, rng.random(), side="right"))
         tag = self._tags[min(place, len(self._tags) - 1)]
-        return sample_requirement(rng, tag, split="train")
+        return sample_requirement(rng, tag, split="train", uncolored=self._uncolored)
 
 
 class StrokesPlanner:

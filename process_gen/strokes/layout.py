@@ -100,9 +100,15 @@ def draw_cells(rng: np.random.Generator, groups: list[Wanted], world: World = EA
 
 
 def draw_objects(
-    rng: np.random.Generator, groups: list[Wanted], world: World = EASY
+    rng: np.random.Generator,
+    groups: list[Wanted],
+    world: World = EASY,
+    same_color: float = 0.0,
 ) -> list[list[SceneObject]]:
-    """Objects for every group, in reading order; a group without a colour gets one at random."""
+    """Objects for every group, in reading order; a group without a colour gets one at random.
+
+    With probability `same_color` it is that of another group, where that can be.
+    """
     cells = draw_cells(rng, groups, world)
     steps = len(world.jitters)
     numbers = iter((rng.random(3 * sum(map(len, cells))) * steps).astype(int).tolist())
@@ -113,6 +119,9 @@ def draw_objects(
         color = group.color
         # What lies in front of something, or behind it, has another colour.
         beside = {colors.get(cell) for cell in own} | _asked_beside(groups, cells, own, group)
+        if color is None and same_color and rng.random() < same_color:
+            able = [c for c, _ in taken if c and (c, group.shape) not in taken and c not in beside]
+            color = pick(rng, sorted(able)) if able else None
         while color is None:
             drawn = pick(rng, COLOR_NAMES)
             color = None if (drawn, group.shape) in taken or drawn in beside else drawn

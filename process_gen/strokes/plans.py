@@ -40,6 +40,9 @@ def _blank(world: World) -> Image:
     return picture
 
 
+_ADDED = ("world", "uncolored", "same_color")
+
+
 @dataclasses.dataclass(frozen=True)
 class StrokesOptions:
     """What the paintings are like.
@@ -56,6 +59,10 @@ class StrokesOptions:
       shuffle: probability that groups are not painted in the prompt's order.
       prompts: "train" never meets a held-out prompt; "held_out" is for evaluation.
       world: name of the world, see `scene.WORLDS`.
+      uncolored: probability that a group of a `complex` prompt names no colour, as in `position`
+        (where a shape alone tells which group is meant). Not among the prompts that are scored.
+      same_color: probability that a group whose prompt names no colour takes that of another group,
+        as painters do when they are sampled cold.
     """
 
     weights: Mapping[str, float] = dataclasses.field(
@@ -70,17 +77,22 @@ class StrokesOptions:
     shuffle: float = 0.25
     prompts: Literal["train", "held_out"] = "train"
     world: str = EASY.name
+    uncolored: float = 0.0
+    same_color: float = 0.0
 
     def __repr__(self) -> str:
-        """As without other worlds: it is part of what identifies data."""
-        named = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        if self.world == EASY.name:
-            del named["world"]
+        """Without later additions that do nothing: it is part of what identifies data."""
+        named = {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if f.name not in _ADDED or getattr(self, f.name) != f.default
+        }
         return f"StrokesOptions({', '.join(f'{k}={v!r}' for k, v in named.items())})"
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        for name in ("diversify", "conflict", "misalignment", "split", "shuffle"):
+        shares = ("diversify", "conflict", "misalignment", "split", "shuffle")
+        for name in (*shares, "uncolored", "same_color"):
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"strokes.{name} must lie in [0, 1], got {value}")
@@ -122,7 +134,11 @@ def _at(seed: int, index: int, options: StrokesOptions, paint: bool) -> Trajecto
     ends = list(itertools.accumulate(options.weights.values()))
     tag = list(options.weights)[bisect.bisect(ends, rng.random() * ends[-1])]
     requirement = sample_requirement(
-        rng, tag, split=options.prompts, world=world_named(options.world)
+        rng,
+        tag,
+        split=options.prompts,
+        world=world_named(options.world),
+        uncolored=options.uncolored,
     )
     return _write(rng, requirement, options, paint)
 
@@ -158,6 +174,7 @@ def _write(
         shuffle=options.shuffle,
         max_steps=options.max_steps,
         world=world,
+        same_color=options.same_color,
     )
     fault = None
     chance = rng.random()

@@ -113,7 +113,7 @@ def _two_colors(rng: np.random.Generator) -> tuple[str, str]:
     return COLOR_NAMES[first], COLOR_NAMES[(first + 1 + int(rng.random() * 6)) % 7]
 
 
-def _draw(rng: np.random.Generator, tag: str, world: World) -> Requirement:
+def _draw(rng: np.random.Generator, tag: str, world: World, uncolored: float = 0.0) -> Requirement:
     shapes = world.shapes
     if world.layered and tag in ("position", "complex") and rng.random() < _LAYERED:
         return _draw_layered(rng, tag, world)
@@ -141,9 +141,24 @@ def _draw(rng: np.random.Generator, tag: str, world: World) -> Requirement:
             kind = (pick(rng, COLOR_NAMES), pick(rng, shapes))
             if kind not in kinds:
                 kinds.append(kind)
-        groups = [(count, *kind) for count, kind in zip(counts, kinds, strict=True)]
+        named: list[str | None] = [color for color, _ in kinds]
+        if uncolored:
+            own = _unlike_others([shape for _, shape in kinds])
+            named = [
+                None if alone and rng.random() < uncolored else color
+                for color, alone in zip(named, own, strict=True)
+            ]
+        groups = [
+            (count, color, shape)
+            for count, color, (_, shape) in zip(counts, named, kinds, strict=True)
+        ]
         return requirement(tag, groups, pick(rng, RELATIONS))
     raise DataError(f"unknown tag {tag!r}; one of {', '.join(TAGS)}")
+
+
+def _unlike_others(shapes: Sequence[str]) -> list[bool]:
+    """Of which groups the shape tells which one is meant."""
+    return [shapes.count(shape) == 1 for shape in shapes]
 
 
 def _draw_layered(rng: np.random.Generator, tag: str, world: World) -> Requirement:
@@ -251,7 +266,9 @@ def _tag_of(groups: list[Group], relation: str | None, world: World) -> str | No
         return "position" if len(shapes) == 2 else None
     kinds = {(color, shape) for _, color, shape in groups}
     fits = any(tuple(counts) in pool for pool in world.groups)
-    return "complex" if fits and all(colors) and len(kinds) == len(groups) else None
+    alone = _unlike_others([shape for _, _, shape in groups])
+    told_apart = all(color or own for color, own in zip(colors, alone, strict=True))
+    return "complex" if fits and told_apart and len(kinds) == len(groups) else None
 
 
 def held_out(prompt: str, world: World = EASY) -> bool:
@@ -263,7 +280,12 @@ def held_out(prompt: str, world: World = EASY) -> bool:
 
 
 def sample_requirement(
-    rng: np.random.Generator, tag: str, *, split: str = "train", world: World = EASY
+    rng: np.random.Generator,
+    tag: str,
+    *,
+    split: str = "train",
+    world: World = EASY,
+    uncolored: float = 0.0,
 ) -> Requirement:
     """Draws a prompt of a tag.
 
@@ -273,6 +295,8 @@ def sample_requirement(
       split: "train" never gives a held-out prompt; "held_out" gives only such for `HELD_OUT_TAGS`
         and any prompt for the other tags, which have too few to hold some out.
       world: that it is about.
+      uncolored: probability that a group of `complex` names no colour, where its shape alone tells
+        which one is meant.
 
     Raises:
       DataError: an unknown tag or split.
@@ -280,7 +304,7 @@ def sample_requirement(
     if split not in ("train", "held_out"):
         raise DataError(f"unknown split {split!r}; 'train' or 'held_out'")
     while True:
-        drawn = _draw(rng, tag, world)
+        drawn = _draw(rng, tag, world, uncolored)
         if tag not in HELD_OUT_TAGS:
             return drawn
         if _hash_is_held_out(drawn["prompt"], world) == (split == "held_out"):

@@ -98,6 +98,7 @@ def write(
     shuffle: float,
     max_steps: int,
     world: World = EASY,
+    same_color: float = 0.0,
 ) -> Story:
     """Draws a final scene and a way to paint it.
 
@@ -109,11 +110,12 @@ def write(
       shuffle: probability that the groups are not painted in the order of the prompt.
       max_steps: longest script; detours and splits that would exceed it are not taken.
       world: where the scene is.
+      same_color: see `draw_objects`.
     """
     final: dict[int, SceneObject] = {}
     group_of: dict[int, int] = {}
     members: list[list[int]] = []
-    for index, objects in enumerate(draw_objects(rng, groups, world)):
+    for index, objects in enumerate(draw_objects(rng, groups, world, same_color)):
         numbers = list(range(len(final), len(final) + len(objects)))
         members.append(numbers)
         final.update(zip(numbers, objects, strict=True))

@@ -41,6 +41,11 @@ def test_prompts_follow_the_weights_and_are_never_held_out():
     assert turned.fingerprint != some.fingerprint == same.fingerprint
     with pytest.raises(DataError, match="no prompt 400"):
         some[400]
+    bare = StrokesPrompts({"complex": 3.0, "position": 1.0}, 400, 2, uncolored=0.5)
+    assert bare.fingerprint not in (some.fingerprint, turned.fingerprint)
+    unnamed = [i for i in range(400) if any("color" not in g for g in bare[i]["include"])]
+    assert any(bare[i]["tag"] == "complex" for i in unnamed)
+    assert not any(held_out(bare[i]["prompt"]) for i in range(400))
 
 
 def test_plans_draw_on_all_operations_and_end_in_what_is_asked_for():

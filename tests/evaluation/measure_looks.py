@@ -4,9 +4,9 @@
     python -m tests.evaluation.measure_looks --looks=8 --temperature=1.0 own_0 ...
 
 Every step of the paintings in these folders that the oracle calls faulty, and some that it calls
-right, is inspected several times, by the painter that comes along and as if for the first time. A
-step counts as rejected if at least so many of its inspections reject it. Prints a JSON object. Not
-a test.
+right, is inspected several times as if for the first time, by the painter that comes along or that
+of `--checkpoint`. A step counts as rejected if at least so many of its inspections reject it.
+Prints a JSON object. Not a test.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def main() -> None:
     """Prints rates by the number of rejections that it takes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+")
+    parser.add_argument("--checkpoint", default="", help="by default the painter that comes along")
     parser.add_argument("--looks", type=int, default=8)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--right", type=int, default=400, help="right steps to look at")
@@ -65,7 +66,7 @@ def main() -> None:
     given = parser.parse_args()
     faulty, right = steps_of(given.folders)
     right = random.Random(given.seed).sample(right, min(given.right, len(right)))
-    painter = process_gen.load()
+    painter = process_gen.load(given.checkpoint)
     settings = {"temperature": given.temperature, "seed": given.seed, "batch": 32}
     found = {
         name: rejections(painter, starts, given.looks, **settings)

@@ -42,6 +42,27 @@ def test_an_uncoloured_group_has_one_colour():
     assert len(set.union(*drawn)) == 7
 
 
+def test_an_uncoloured_group_can_take_the_colour_of_another():
+    groups = layout.wanted(prompts.parse("a circle left of a red square"))
+
+    def share(same_color):
+        rng = np.random.default_rng(0)
+        drawn = [layout.draw_objects(rng, groups, same_color=same_color) for _ in range(400)]
+        return sum(group[0].color == "red" for _, group in drawn) / 400
+
+    assert share(1.0) == 1.0
+    assert 0.07 < share(0.0) < 0.22  # one colour in seven
+    assert 0.48 < share(0.5) < 0.67
+    # There is none to take, or what is asked for already has it.
+    rng = np.random.default_rng(0)
+    assert layout.draw_objects(rng, layout.wanted(prompts.parse("a circle")), same_color=1.0)
+    both = layout.wanted(prompts.parse("two circles left of a square"))
+    assert all(
+        len({item.color for group in drawn for item in group}) == 1
+        for drawn in (layout.draw_objects(rng, both, same_color=1.0) for _ in range(20))
+    )
+
+
 def test_prompt_order():
     stated = prompts.parse("two red circles above an orange star and a red square")
     assert layout.prompt_order(layout.wanted(stated)) == [1, 0, 2]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
+import re
 
 import numpy as np
 import pytest
 
 from process_gen.core.errors import ConfigError, DataError
 from process_gen.core.trajectory import parse_plan, refine_command, same, validate
+from process_gen.evaluation.stepwise import check_steps
 from process_gen.strokes import oracle, phrases, plans, prompts
 from process_gen.strokes.layout import wanted
 from process_gen.strokes.plans import StrokesOptions, outline_at, trajectory_at
@@ -257,6 +259,28 @@ def test_verdict_style_leaves_out_what_is_seen():
             assert long.inspection.endswith(short.inspection)
 
 
+def test_paintings_of_prompts_without_some_colours_are_right():
+    mapping = {"uncolored": 0.5, "same_color": 0.5, "weights": {"complex": 3.0, "position": 1.0}}
+    faulty = {"conflict": 0.4, "misalignment": 0.4, "diversify": 0.5}
+    options = StrokesOptions.from_mapping(mapping | faulty)
+    rejected = 0
+    for i in range(150):
+        painting = trajectory_at(2, i, options)
+        assert not prompts.held_out(painting.prompt)
+        for check in check_steps(painting):
+            assert check.faulty == check.rejected and check.right_end
+            rejected += check.rejected
+    assert rejected > 60
+
+
+def test_options_that_do_nothing_do_not_rename_data():
+    assert not {"world", "same_color", "uncolored"} & set(
+        re.findall(r"\w+(?==)", repr(StrokesOptions()))
+    )
+    assert "same_color=0.5" in repr(StrokesOptions(same_color=0.5))
+    assert "uncolored=0.5" in repr(StrokesOptions(uncolored=0.5))
+
+
 def test_weights_choose_the_tags():
     options = StrokesOptions(weights={"counting": 1.0, "colors": 3.0})
     tags = collections.Counter(outline_at(0, i, options).metadata["tag"] for i in range(400))
@@ -270,6 +294,8 @@ def test_weights_choose_the_tags():
         ({"conflict": 1.5}, "strokes.conflict"),
         ({"conflict": 0.6, "misalignment": 0.6}, "exceed 1"),
         ({"inspection": "long"}, "strokes.inspection"),
+        ({"uncolored": -0.1}, "strokes.uncolored"),
+        ({"same_color": 2}, "strokes.same_color"),
         ({"max_steps": 2}, "max_steps must be at least 3, got 2"),
         ({"max_steps": 3, "world": "hard"}, "max_steps must be at least 4, got 3"),
         ({"weights": {"shapes": 1.0}}, "unknown tag 'shapes'"),

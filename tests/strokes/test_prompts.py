@@ -63,6 +63,25 @@ def test_every_template_has_variety():
     assert set(colored) == {0, 1, 2}
 
 
+def test_complex_prompts_without_some_colours():
+    rng = np.random.default_rng(0)
+    drawn = [prompts.sample_requirement(rng, "complex", uncolored=0.5) for _ in range(300)]
+    bare = 0
+    for asked in drawn:
+        assert prompts.parse(asked["prompt"]) == asked == prompts.check(asked)
+        assert not prompts.held_out(asked["prompt"])
+        shapes = [item["class"] for item in asked["include"]]
+        unnamed = [item["class"] for item in asked["include"] if "color" not in item]
+        assert all(shapes.count(shape) == 1 for shape in unnamed)
+        bare += bool(unnamed)
+    assert 120 < bare < 240
+    # Some are held out, and none of them is what a painter is scored on.
+    held = [prompts.sample_requirement(rng, "complex", split="held_out", uncolored=0.9)]
+    assert all(prompts.held_out(asked["prompt"]) for asked in held)
+    scored = prompts.held_out_requirements("complex", 200, 0)
+    assert all("color" in item for asked in scored for item in asked["include"])
+
+
 def test_schema_example_of_the_design():
     assert prompts.parse("a square left of a red circle") == {
         "tag": "position",
@@ -96,9 +115,9 @@ def test_schema_of_complex():
         "a circle and a circle",
         "a red circle and a square",
         "a circle left of a circle",
-        "a red circle above two squares",
+        "a red circle above two circles",
         "A circle",
-        "a circle left of a square and a star",
+        "a circle left of a square and a red circle",
         "",
     ],
 )
