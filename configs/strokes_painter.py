@@ -5,10 +5,10 @@
     python -m launch.ship_painter --checkpoint=runs/painter --out=painter
 
 More one-shot pictures, plans and critiques than in strokes_tiny.py, most of them of the prompts in
-which faults are missed most, and with `own=DIR[+DIR...]` critiques of its own faults too, one in
-eight. It starts from the painter in the package, or from what `--config.train.init_from=DIR` names;
-the rounds before are on the painter's card (`process_gen/checkpoint/painter/card.json`), and what
-they brought is in docs/results.md.
+which faults are missed most, and with `own=DIR[+DIR...]` critiques of its own faults too, a quarter
+of all. It starts from the painter in the package, or from what `--config.train.init_from=DIR`
+names; the rounds before are on the painter's card (`process_gen/checkpoint/painter/card.json`), and
+what they brought is in docs/results.md.
 
 Hardware: 2 CPU cores, 2 GB; about a second a step.
 
@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
         {"kind": "strokes_one_shot", "weight": 0.32, "size": 16_000},
         {"kind": "strokes_plans", "weight": 0.17, "size": 40_000, "options": plans},
         {"kind": "strokes_critique", "weight": 0.35, "size": 40_000, "options": faults},
-        *({"kind": "folder", "path": path, "weight": 0.15 / len(own)} for path in own),
+        *({"kind": "folder", "path": path, "weight": 0.3 / len(own)} for path in own),
     )
     config.data.gen_len = 160
     config.loss.ce_weight_late = 1.5

@@ -173,7 +173,7 @@ def test_workers_load_no_jax():
 
 
 @pytest.mark.parametrize("name", ["strokes", "multi_turn", "alignment", "conflict",
-                                  "strokes_own_sketches"])  # fmt: skip
+                                  "strokes_own_sketches", "strokes_warm_sketches"])  # fmt: skip
 def test_data_configs_resolve_and_show_their_command(name):
     path = ROOT / "configs" / "data" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"data_{name}", path)
