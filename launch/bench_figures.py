@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,26 +17,31 @@ from process_gen.core.errors import ConfigError
 def _front(found: Mapping[str, Any]) -> Figure:
     """Accuracy with its interval against velocity evaluations, a line a family; one axis a mode."""
     modes = dict.fromkeys(row["mode"] for row in found["rows"])
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots(1, len(modes), squeeze=False)[0]
+    colors = colormaps["tab20"]
     for axis, mode in zip(axes, modes, strict=True):
         families: dict[str, list[Mapping[str, Any]]] = {}
         for row in found["rows"]:
             if row["mode"] == mode:
                 families.setdefault(row["family"], []).append(row)
-        for family, rows in families.items():
+        for place, (family, rows) in enumerate(families.items()):
             rows = sorted(rows, key=lambda row: row["evaluations_a_painting"])
             rates = [100 * row["exact"]["rate"] for row in rows]
             below = [y - 100 * row["exact"]["low"] for y, row in zip(rates, rows, strict=True)]
             above = [100 * row["exact"]["high"] - y for y, row in zip(rates, rows, strict=True)]
-            x = [row["evaluations_a_painting"] for row in rows]
-            axis.errorbar(x, rates, (below, above), fmt="o-", capsize=2, lw=1, ms=4, label=family)
+            # Most families have members of equal cost, which would lie on top of each other.
+            aside = 1.012 ** (place - len(families) / 2)
+            x = [aside * row["evaluations_a_painting"] for row in rows]
+            color = colors(place % colors.N)
+            style = {"fmt": "o-", "capsize": 2, "lw": 1, "ms": 4, "color": color}
+            axis.errorbar(x, rates, (below, above), label=family, **style)
         axis.set_xscale("log")
         ticks = sorted({round(row["evaluations_a_painting"]) for row in sum(families.values(), [])})
         axis.set_xticks(ticks, [str(n) for n in ticks])
         axis.set_xticks([], minor=True)
         axis.set(title=mode, xlabel="velocity evaluations a painting", ylabel="exact, %")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14))
     return figure
 
 
