@@ -85,13 +85,20 @@ def _row(family, evaluations, rate):
 
 
 def test_accuracy_is_drawn_against_evaluations(tmp_path):
-    rows = [_row("euler", 8, 0.9), _row("euler", 2, 0.8), _row("dpm", 4, 0.7)]
+    euler, dpm = [_row("euler", 8, 0.9), _row("euler", 2, 0.8)], _row("dpm", 4, 0.7)
+    rows = [*euler, dpm, _row("dpm", 8, 0.75)]
     found = {"suite": "steps", "rows": rows}
     bench_figures.write(found, tmp_path / "front.png")
     assert PIL.Image.open(tmp_path / "front.png").width > 500
     (axis,) = bench_figures.FIGURES["steps"](found).axes
-    euler, dpm = (container.lines[0].get_xydata().tolist() for container in axis.containers)
-    assert euler == [[2, 80], [8, 90]] and dpm == [[4, 70]]
+    euler, dpm = (container.lines[0].get_xydata() for container in axis.containers)
+    assert euler[:, 1].tolist() == [80, 90] and dpm[:, 1].tolist() == [70, 75]
+    # Moved aside a little, so that members of equal cost can be told apart.
+    np.testing.assert_allclose(euler[:, 0], [2, 8], rtol=0.02)
+    np.testing.assert_allclose(dpm[:, 0], [4, 8], rtol=0.02)
+    assert euler[1, 0] != dpm[1, 0]
+    first, second = (container.lines[0].get_color() for container in axis.containers)
+    assert first != second
 
 
 def test_a_suite_without_a_figure_says_so(tmp_path):
