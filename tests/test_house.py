@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from configs import strokes_painter
 from process_gen.core import configs
 from process_gen.strokes import prompts
 
@@ -122,6 +123,17 @@ def test_config_resolves_and_shows_its_command(name):
     configs.from_mapping(module.get_config().to_dict())
     for variant in variants(name, doc + (ROOT / "Makefile").read_text(encoding="utf-8")):
         configs.from_mapping(module.get_config(variant).to_dict())
+
+
+def test_own_faults_of_a_round_have_one_share_however_many_folders():
+    def shares(argument: str) -> list[float]:
+        sources = strokes_painter.get_config(argument).data.sources
+        return [source["weight"] for source in sources if source["kind"] == "folder"]
+
+    assert shares("") == [] and shares("own=a") == [0.3] and shares("own=a+b") == [0.15, 0.15]
+    for argument in ("own=", "own=a+", "owns=a"):
+        with pytest.raises(ValueError, match=r"known: debug, own=DIR"):
+            shares(argument)
 
 
 def test_variants_are_read_from_commands():
