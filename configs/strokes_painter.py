@@ -36,7 +36,7 @@ TAGS = {
     "complex": 2.5,
 }
 
-# Prompts with a colour for one of two things only are few; told by heart, they are misread where
+# Prompts with a colour for one of two things only are few; known by heart, they are misread where
 # they are new. So more of their kind, and both things of one colour, as when sampled cold.
 UNCOLORED = {"uncolored": 0.4, "same_color": 0.4}
 

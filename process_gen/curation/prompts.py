@@ -53,6 +53,10 @@ def open_prompts(
 ) -> Prompts:
     """The prompts of a file or, without one, `size` of the Strokes world.
 
+    Args:
+      path: of the file, or "".
+      weights, size, seed, uncolored: see `StrokesPrompts`; without weights all tags alike.
+
     Raises:
       ConfigError: weights of unknown tags, or not one above 0.
       DataError: see `FilePrompts`.

@@ -75,6 +75,7 @@ class SelfSamplingOptions:
         check(len(self.settings) > 0, "settings is empty; ({},) samples as the run says")
         check(self.right_per_fault >= 0, "right_per_fault must be >= 0")
         check(0 <= self.uncolored <= 1, "uncolored must be between 0 and 1")
+        check(not (self.prompts and self.uncolored), "uncolored is not for a file of prompts")
 
 
 @functools.lru_cache(maxsize=2)

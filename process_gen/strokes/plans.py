@@ -40,7 +40,8 @@ def _blank(world: World) -> Image:
     return picture
 
 
-_ADDED = ("world", "uncolored", "same_color")
+# Fields that came later. At their defaults they stay out of the name of data, which would change.
+_LATER_FIELDS = ("world", "uncolored", "same_color")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +86,7 @@ class StrokesOptions:
         named = {
             f.name: getattr(self, f.name)
             for f in dataclasses.fields(self)
-            if f.name not in _ADDED or getattr(self, f.name) != f.default
+            if f.name not in _LATER_FIELDS or getattr(self, f.name) != f.default
         }
         return f"StrokesOptions({', '.join(f'{k}={v!r}' for k, v in named.items())})"
 

@@ -136,28 +136,24 @@ def _draw(rng: np.random.Generator, tag: str, world: World, uncolored: float = 0
         return requirement(tag, groups, pick(rng, RELATIONS))
     if tag == "complex":
         counts = pick(rng, world.groups[int(rng.random() * len(world.groups))])
-        kinds: list[tuple[str, str]] = []
+        kinds: list[tuple[str | None, str]] = []
         while len(kinds) < len(counts):
             kind = (pick(rng, COLOR_NAMES), pick(rng, shapes))
             if kind not in kinds:
                 kinds.append(kind)
-        named: list[str | None] = [color for color, _ in kinds]
         if uncolored:
-            own = _unlike_others([shape for _, shape in kinds])
-            named = [
-                None if alone and rng.random() < uncolored else color
-                for color, alone in zip(named, own, strict=True)
+            alone = _alone([shape for _, shape in kinds])
+            kinds = [
+                (None if own and rng.random() < uncolored else color, shape)
+                for (color, shape), own in zip(kinds, alone, strict=True)
             ]
-        groups = [
-            (count, color, shape)
-            for count, color, (_, shape) in zip(counts, named, kinds, strict=True)
-        ]
+        groups = [(count, *kind) for count, kind in zip(counts, kinds, strict=True)]
         return requirement(tag, groups, pick(rng, RELATIONS))
     raise DataError(f"unknown tag {tag!r}; one of {', '.join(TAGS)}")
 
 
-def _unlike_others(shapes: Sequence[str]) -> list[bool]:
-    """Of which groups the shape tells which one is meant."""
+def _alone(shapes: Sequence[str]) -> list[bool]:
+    """Which shapes are of one group only, so that they tell without a colour which is meant."""
     return [shapes.count(shape) == 1 for shape in shapes]
 
 
@@ -266,7 +262,7 @@ def _tag_of(groups: list[Group], relation: str | None, world: World) -> str | No
         return "position" if len(shapes) == 2 else None
     kinds = {(color, shape) for _, color, shape in groups}
     fits = any(tuple(counts) in pool for pool in world.groups)
-    alone = _unlike_others([shape for _, _, shape in groups])
+    alone = _alone([shape for _, _, shape in groups])
     told_apart = all(color or own for color, own in zip(colors, alone, strict=True))
     return "complex" if fits and told_apart and len(kinds) == len(groups) else None
 

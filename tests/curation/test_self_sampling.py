@@ -208,7 +208,8 @@ def test_names_and_options(painter):
     assert built("conflict").identity["painted_by"] == {
         "step": 7, "weights": "ema", "fingerprint": "f00d",
     }  # fmt: skip
-    for wrong in ({"settings": ()}, {"right_per_fault": -1.0}, {"wieghts": "ema"}):
+    wrongs = ({"settings": ()}, {"right_per_fault": -1.0}, {"wieghts": "ema"}, {"uncolored": 1.5})
+    for wrong in (*wrongs, {"uncolored": 0.4, "prompts": "some.jsonl"}):
         with pytest.raises(ConfigError):
             built("conflict", **wrong)
     sources = [{"kind": "conflict", "size": 1000, "options": {}}]

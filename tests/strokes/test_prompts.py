@@ -76,8 +76,12 @@ def test_complex_prompts_without_some_colours():
         bare += bool(unnamed)
     assert 120 < bare < 240
     # Some are held out, and none of them is what a painter is scored on.
-    held = [prompts.sample_requirement(rng, "complex", split="held_out", uncolored=0.9)]
+    held = [
+        prompts.sample_requirement(rng, "complex", split="held_out", uncolored=0.9)
+        for _ in range(20)
+    ]
     assert all(prompts.held_out(asked["prompt"]) for asked in held)
+    assert sum("color" not in item for asked in held for item in asked["include"]) > 10
     scored = prompts.held_out_requirements("complex", 200, 0)
     assert all("color" in item for asked in scored for item in asked["include"])
 
