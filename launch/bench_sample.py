@@ -58,6 +58,7 @@ def pieces(
     tokens = np.ones((batch, PROMPT), np.int32)
     counts = np.full(batch, PROMPT, np.int32)
     image = np.zeros((batch, *programs.size, 3), np.uint8)
+    copies = image, programs.und_copies(image)
     # So many tokens before its end that the text is written in one call of `WRITTEN` turns.
     longest = programs.sampler.max_text
     begun = Begun(
@@ -78,7 +79,7 @@ def pieces(
         "decode": functools.partial(keeping, programs.write_text, rows, begun),
         "denoise": lambda: paint(False),
         "guided": lambda: paint(True),
-        "re-encode": functools.partial(keeping, programs.read_picture, rows, image),
+        "re-encode": functools.partial(keeping, programs.read_picture, rows, *copies),
     }
 
 
@@ -193,10 +194,12 @@ def trajectory_growth(painter: Painter, rounds: int, most: int = 12) -> list[dic
     on for so long by itself.
     """
     batch, steps = painter.config.sampler.batch, painter.config.sampler.denoise_steps
-    sampler = dataclasses.replace(painter.config.sampler, max_context=2048)
-    programs = painter._bound(sampler, painter._default_size())
-    copies = sum(copies_read(programs).values())
-    contexts = [PROMPT + n * (2 * WRITTEN + copies) for n in range(most)]
+    size = painter._default_size()
+    copies = sum(copies_read(painter._bound(painter.config.sampler, size)).values())
+    contexts = [PROMPT + n * (2 * WRITTEN + copies) for n in range(most + 1)]
+    room = bucket(contexts.pop(), 1 << 30)
+    sampler = dataclasses.replace(painter.config.sampler, max_context=room)
+    programs = painter._bound(sampler, size)
     once = ("decode", "guided", "re-encode")
     calls = {
         (context, name): call

@@ -79,7 +79,11 @@ def peak(shapes: Sequence[tuple[int, int, int]], dtype: str, seconds: float = 0.
     """The best FLOP/s of matrix products of these shapes (rows, inner, columns) on all cores."""
     best = 0.0
     for rows, inner, columns in dict.fromkeys(shapes):
-        a, b = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+        # Not ones: a GPU that multiplies equal numbers takes less power and clocks higher.
+        a, b = (
+            jax.random.normal(jax.random.key(i), shape, dtype)
+            for i, shape in enumerate(((rows, inner), (inner, columns)))
+        )
         product = jax.jit(jnp.matmul)
         product(a, b).block_until_ready()
         ends = time.perf_counter() + seconds
@@ -90,6 +94,18 @@ def peak(shapes: Sequence[tuple[int, int, int]], dtype: str, seconds: float = 0.
             best = max(best, 2.0 * rows * inner * columns / (now - started))
             if now > ends:
                 break
+    return best
+
+
+def bandwidth(megabytes: int, seconds: float = 0.4) -> float:
+    """The best bytes a second of a copy, read and written, on the first device."""
+    x = jnp.zeros(megabytes * 2**18, jnp.float32)
+    copy, best = jax.jit(lambda x: x + 1.0), 0.0
+    copy(x).block_until_ready()
+    ends = time.perf_counter() + seconds
+    while (started := time.perf_counter()) < ends:
+        copy(x).block_until_ready()
+        best = max(best, 2.0 * x.nbytes / (time.perf_counter() - started))
     return best
 
 

@@ -5,8 +5,9 @@
     python -m launch.benchmark --suite=bagel_cpu --rounds=7 --json
     python -m launch.benchmark --suite=steps --per_tag=100 --json
 
---suite=train|sample|data|bagel_cpu|steps
---config=FILE         whose step and data are measured; train and data
+--suite=train|sample|data|bagel_cpu|steps|sizes
+--config=FILE         whose step and data, or sizes, are measured; train, data and sizes
+--parts=A,B           of attention, step, painting (all); sizes
 --checkpoint=DIR      who paints; default: the painter that comes along; sample and
                       steps
 --rounds=N            timed rounds of each call, interleaved (5); of data at least 20
@@ -39,6 +40,7 @@ from launch import (
     bench_data,
     bench_figures,
     bench_sample,
+    bench_sizes,
     bench_steps,
     bench_train,
     common,
@@ -46,7 +48,7 @@ from launch import (
 from process_gen.core import configs
 from process_gen.core.errors import ConfigError
 
-SUITES = ("train", "sample", "data", "bagel_cpu", "steps")
+SUITES = ("train", "sample", "data", "bagel_cpu", "steps", "sizes")
 DATA_ROUNDS = 20  # at least; a batch takes little time
 
 
@@ -54,6 +56,9 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     common.define_config(values)
     flags.DEFINE_enum("suite", None, SUITES, "what to measure", flag_values=values)
+    flags.DEFINE_multi_enum(
+        "parts", None, list(bench_sizes.PARTS), "what of sizes", flag_values=values
+    )
     flags.DEFINE_string("checkpoint", "", "who paints", flag_values=values)
     flags.DEFINE_integer("rounds", 5, "timed rounds", 1, flag_values=values)
     flags.DEFINE_integer("prompts", 1000, "length of the queue", 1, flag_values=values)
@@ -76,6 +81,9 @@ def run_suite(values: flags.FlagValues) -> dict[str, Any]:
         return bench_sample.measure_all(painter, rounds, dtypes, values.prompts)
     if values.suite == "steps":
         return bench_steps.measure_all(process_gen.load(values.checkpoint), values.per_tag)
+    if values.suite == "sizes":
+        parts = values.parts or list(bench_sizes.PARTS)
+        return bench_sizes.measure_all(common.read_config(values), rounds, parts)
     config = configs.to_mapping(common.read_config(values))
     if values.suite == "data":
         return bench_data.measure_all(config, max(rounds, DATA_ROUNDS))

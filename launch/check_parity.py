@@ -4,7 +4,8 @@
 
 --fixtures=DIR   folder with checkpoint/ and one .npz file a case
 --cases=A,B      only these cases (all)
---attention=NAME dense (the default), chunked, rows, auto or, on a TPU, pallas
+--attention=NAME dense (the default), chunked, rows, auto, pallas or triton (kernels; on a CPU
+                 interpreted, and slow)
 --chunk=N        tokens of a chunk of chunked attention; 16, so that short sequences have several;
                  rows has blocks of its own
 --layers=NAME    scan (the default) or unroll
@@ -23,6 +24,7 @@ import math
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from launch import common
@@ -66,7 +68,8 @@ def main(values: flags.FlagValues) -> None:
     common.enable_compilation_cache()
     cases = {name: CASES[name] for name in values.cases or CASES}
     how = {"attention": values.attention, "layers": values.layers}
-    with parity.chunks_of(values.chunk):
+    # Accelerators multiply float32 in shorter types by default.
+    with parity.chunks_of(values.chunk), jax.default_matmul_precision("highest"):
         rows = parity.check_folder(folder, cases, only=bool(values.cases), **how)
     for name in dict.fromkeys(row.case for row in rows):
         mine = [row for row in rows if row.case == name]

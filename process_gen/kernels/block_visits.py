@@ -42,6 +42,19 @@ def visited_blocks(
     )
 
 
+def whole_blocks(
+    order_BxSq: Any, visible_from_BxSk: Any, visible_to_BxSk: Any, block_q: int, block_k: int
+) -> jax.Array:
+    """The pairs of blocks in which every query sees every key, as `visited_blocks` has them."""
+    first_BxI = _reduced(jnp.min, jnp.asarray(order_BxSq), block_q, PAD_ORDER)
+    last_BxI = _reduced(jnp.max, jnp.asarray(order_BxSq), block_q, PAD_ORDER)
+    opened_BxJ = _reduced(jnp.max, jnp.asarray(visible_from_BxSk), block_k, NEVER)
+    closed_BxJ = _reduced(jnp.min, jnp.asarray(visible_to_BxSk), block_k, PAD_ORDER)
+    return (opened_BxJ[:, None] <= first_BxI[:, :, None]) & (
+        last_BxI[:, :, None] <= closed_BxJ[:, None]
+    )
+
+
 def _reduced(reduce: Any, x_BxS: jax.Array, block: int, fill: int) -> jax.Array:
     b, s = x_BxS.shape
     padded = jnp.pad(x_BxS, ((0, 0), (0, -s % block)), constant_values=fill)

@@ -12,8 +12,11 @@ Grouped query heads are supported. A query that sees no key returns 0 and has ze
 * `rows` is `chunked` for every row by itself, sorted by order, in blocks of 64: for
   training on a CPU, where few of many pairs are visible (docs/performance.md). Over a cache it is
   `dense`, which reads a cache as it lies.
-* `pallas` is the same walk as TPU kernels (`flash_tpu`). Fewer than 16 queries go to `dense`.
-* `auto` is `pallas` on TPUs and `chunked` elsewhere.
+* `pallas` is the same walk as TPU kernels (`flash_tpu`), `triton` as kernels for NVIDIA GPUs
+  (`flash_gpu`).
+* `auto` is `pallas` on TPUs, `triton` on GPUs and `chunked` elsewhere.
+
+Fewer than 16 queries over a cache, such as a text that is being written, go to `dense`.
 """
 
 from __future__ import annotations
@@ -22,10 +25,10 @@ from collections.abc import Sequence
 
 import jax
 
+from process_gen.kernels import flash_gpu, flash_tpu
 from process_gen.kernels.by_row import by_row
 from process_gen.kernels.chunked import chunked
 from process_gen.kernels.dense import dense
-from process_gen.kernels.flash_tpu import flash
 from process_gen.kernels.key_block import Attention, CachedKeys, KeyBlock
 from process_gen.kernels.per_shard import per_shard
 from process_gen.sharding import rules
@@ -41,11 +44,14 @@ __all__ = [
 ]
 
 
+_BEST = {"tpu": "pallas", "gpu": "triton"}
+
+
 def _by_platform(
     q_BxSxHxDh: jax.Array, order_BxS: jax.Array, blocks: Sequence[KeyBlock]
 ) -> jax.Array:
     """What is best on the devices of the mesh in force, which need not be here."""
-    name = "pallas" if rules.platform() == "tpu" else "chunked"
+    name = _BEST.get(rules.platform(), "chunked")
     return IMPLEMENTATIONS[name](q_BxSxHxDh, order_BxS, blocks)
 
 
@@ -54,7 +60,8 @@ IMPLEMENTATIONS: dict[str, Attention] = {
     "dense": dense,
     "rows": per_shard(by_row),
     "chunked": per_shard(chunked),
-    "pallas": per_shard(flash),
+    "pallas": per_shard(flash_tpu.flash),
+    "triton": per_shard(flash_gpu.flash),
     "auto": _by_platform,
 }
 
@@ -70,15 +77,16 @@ def interval_attention(
     Args:
       q_BxSxHxDh: queries, normed and rotated, not yet scaled by 1/sqrt(Dh).
       order_BxS: int32 orders of the queries.
-      blocks: keys and values; their number of heads divides H. Only `dense` (and `rows`, which is
-        `dense` then) reads `CachedKeys` as they lie.
+      blocks: keys and values; their number of heads divides H. Only `dense` reads `CachedKeys` as
+        they lie, and is what `rows`, and any for few queries, then are.
       implementation: a key of `IMPLEMENTATIONS`.
 
     Returns:
       ``[B, S, H, Dh]`` in the type of `q`; 0 for a query that sees nothing.
     """
     cached = any(isinstance(block, CachedKeys) for block in blocks)
-    if implementation == "dense" or (implementation == "rows" and cached):
+    few = implementation == "rows" or q_BxSxHxDh.shape[1] < flash_tpu.MIN_QUERIES
+    if implementation == "dense" or (cached and few):
         return dense(q_BxSxHxDh, order_BxS, blocks)
     plain = [block.block() if isinstance(block, CachedKeys) else block for block in blocks]
     return IMPLEMENTATIONS[implementation](q_BxSxHxDh, order_BxS, plain)

@@ -4,6 +4,7 @@
     PYTHONPATH=. JAX_PLATFORMS=cpu python tests/kernels/measure_attention.py visits
     PYTHONPATH=. JAX_PLATFORMS=cpu python tests/kernels/measure_attention.py draw --out=visits.png
     PYTHONPATH=. JAX_PLATFORMS=cpu python tests/kernels/measure_attention.py seconds
+    PYTHONPATH=. JAX_PLATFORMS=cuda python tests/kernels/measure_attention.py tiles
 
 `memory` needs the TPU compiler (``pip install -e '.[tpu]'``) and no TPU. Not a test: some compile
 for minutes. docs/attention.md holds the tables.
@@ -24,12 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from process_gen.aot.full_pack import full_pack
 from process_gen.core.attention_mask import dense_mask
 from process_gen.core.batch import Place
+from process_gen.core.configs import from_mapping
+from process_gen.kernels import flash_gpu
 from process_gen.kernels.block_visits import visited_blocks
 from process_gen.kernels.chunked import chunked
 from process_gen.kernels.dense import dense
 from process_gen.kernels.key_block import KeyBlock
+from process_gen.models.flops import visible_pairs
 from tests.kernels.packs import real_places
 from tests.kernels.programs import Sizes, compiled, tpu_devices
 
@@ -183,11 +188,80 @@ def seconds(length: int, rounds: int) -> None:
         print(f"| {name} | {median:.2f} s | {temporary:,.0f} MB |")
 
 
+TILES = {
+    "forward": (
+        (128, 64, 8, 3), (128, 64, 4, 3), (128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3),
+        (128, 32, 4, 4), (128, 64, 8, 2), (128, 64, 8, 4),
+    ),
+    "queries": (
+        (64, 64, 4, 2), (64, 64, 4, 3), (128, 64, 8, 2), (128, 64, 8, 3), (128, 32, 4, 3),
+        (128, 128, 8, 2), (128, 32, 8, 3),
+    ),
+    "keys": (
+        (64, 64, 4, 2), (64, 64, 4, 3), (64, 128, 8, 2), (64, 128, 8, 3), (32, 128, 4, 3),
+        (32, 128, 8, 3), (128, 128, 8, 2), (32, 64, 4, 3),
+    ),
+}  # fmt: skip
+
+
+def tiles(rounds: int) -> None:
+    """Each GPU kernel of one layer of the 7B model over a full pack, by its tile."""
+    config = from_mapping(importlib.import_module("configs.bagel_7b").get_config().to_dict())
+    pack = full_pack(config)
+    order, start, end = (
+        jnp.asarray(np.concatenate([place[i] for place in (pack.text, pack.und, pack.gen)], 1))
+        for i in range(3)
+    )
+    pairs = visible_pairs(*(np.asarray(x) for x in (order, start, end)))
+    product = 2 * pairs * 28 * 128
+    q, k, v, d_out = (
+        jax.random.normal(jax.random.key(i), (*order.shape, n, 128), jnp.bfloat16)
+        for i, n in enumerate((28, 4, 4, 28))
+    )
+    block, scale, dtype = KeyBlock(k, v, start, end), 128**-0.5, jnp.dtype(jnp.bfloat16)
+
+    def forward(tile, q, block, *_):
+        return flash_gpu.forward_block(q, order, block, tile, scale, dtype)
+
+    def backward(name, tile, q, block, outcome):
+        chosen = flash_gpu.TILES._replace(**{name: tile})
+        dq, *d_keys = flash_gpu.backward_block(q, order, block, outcome, chosen, scale, dtype)
+        return dq if name == "queries" else d_keys
+
+    out, lse = jax.jit(functools.partial(forward, flash_gpu.TILES.forward))(q, block)
+    delta = (d_out.astype(jnp.float32) * out).sum(-1).swapaxes(1, 2)
+    given = (q, block, flash_gpu.Outcome(d_out, lse, delta))
+    kinds = {
+        "forward": (2, forward),
+        "queries": (3, functools.partial(backward, "queries")),
+        "keys": (4, functools.partial(backward, "keys")),
+    }
+    print("| kernel | block_q, block_k, warps, stages | ms | useful TFLOP/s |")
+    print("| --- | --- | --- | --- |")
+    for kind, candidates in TILES.items():
+        products, run = kinds[kind]
+        for candidate in candidates:
+            tile = flash_gpu.Tile(*candidate)
+            try:
+                program = jax.jit(functools.partial(run, tile)).lower(*given).compile()
+            except Exception as error:  # too much shared memory, say
+                print(f"| {kind} | {candidate} | {str(error)[:80]!r} | |", flush=True)
+                continue
+            found = []
+            for _ in range(rounds + 1):
+                started = time.perf_counter()
+                jax.block_until_ready(program(*given))
+                found.append(time.perf_counter() - started)
+            median = statistics.median(found[1:])
+            rate = products * product / median / 1e12
+            print(f"| {kind} | {candidate} | {1e3 * median:.2f} | {rate:.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("memory", "visits", "draw", "seconds"))
+    parser.add_argument("what", choices=("memory", "visits", "draw", "seconds", "tiles"))
     parser.add_argument("--chips", default="v5e")
     parser.add_argument("--implementations", default="pallas,chunked")
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)))
@@ -203,6 +277,8 @@ def main() -> None:
         visits()
     elif given.what == "draw":
         draw(given.out)
+    elif given.what == "tiles":
+        tiles(given.rounds)
     else:
         seconds(given.length, given.rounds)
 

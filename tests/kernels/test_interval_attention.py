@@ -20,6 +20,7 @@ from process_gen.kernels.interval_attention import (
     dense,
     interval_attention,
 )
+from process_gen.sharding import rules
 from process_gen.sharding.mesh import make_mesh
 
 B, SQ, H, KV, DH = 2, 21, 4, 2, 8
@@ -261,7 +262,7 @@ def test_blocks_hold_no_array_of_all_pairs():
 
 
 def test_the_interface_picks_the_implementation():
-    assert set(IMPLEMENTATIONS) == {"dense", "rows", "chunked", "pallas", "auto"}
+    assert set(IMPLEMENTATIONS) == {"dense", "rows", "chunked", "pallas", "triton", "auto"}
     rows = random_rows(10)
     pick = jax.jit(interval_attention, static_argnums=3)
     for name in IMPLEMENTATIONS:
@@ -270,15 +271,18 @@ def test_the_interface_picks_the_implementation():
         interval_attention(*rows, "flash")
 
 
-def test_rows_see_a_cache_as_it_lies():
-    q, order, (cache, *blocks) = random_rows(11)
+@pytest.mark.parametrize(("name", "queries"), [("rows", 21), ("chunked", 15), ("triton", 15)])
+def test_a_cache_is_read_as_it_lies(name, queries):
+    q, order, (cache, *blocks) = random_rows(11, sq=queries)
     k, v = cache.k_BxSxKxDh.transpose(0, 2, 3, 1), cache.v_BxSxKxDh.swapaxes(1, 2)
     cached = CachedKeys(k, v, cache.visible_from_BxS, cache.visible_to_BxS)
     expected = DENSE(q, order, (cache, *blocks))
-    program = jax.jit(lambda *x: interval_attention(*x, "rows"))
+    program = jax.jit(lambda *x: interval_attention(*x, name))
     assert difference(program(q, order, (cached, *blocks)), expected) < 1e-5
     assert difference(program(q, order, (cached._replace(v_BxKxCxDh=-v), *blocks)), expected) > 0.1
-    assert "stablehlo.while" not in program.lower(q, order, (cached, *blocks)).as_text()
+    # Nothing is turned round but the queries and their outcome.
+    text = program.lower(q, order, (cached, *blocks)).as_text()
+    assert "stablehlo.while" not in text and text.count("stablehlo.transpose") == 2
 
 
 def test_few_queries_are_not_sorted():
@@ -286,6 +290,14 @@ def test_few_queries_are_not_sorted():
     for block, sorted_ in ((8, True), (11, False)):
         program = jax.jit(functools.partial(by_row, block=block))
         assert ("stablehlo.sort" in program.lower(q, order, blocks).as_text()) == sorted_
+
+
+def test_auto_has_kernels_for_gpus(monkeypatch):
+    seen = []
+    monkeypatch.setattr(rules, "platform", lambda: "gpu")
+    monkeypatch.setitem(IMPLEMENTATIONS, "triton", lambda q, *_: seen.append(1) or q)
+    interval_attention(*random_rows(0), "auto")
+    assert seen
 
 
 @pytest.mark.parametrize(("platform", "chosen"), [("tpu", "pallas"), ("cpu", "chunked")])

@@ -1,0 +1,72 @@
+"""Compares an implementation of attention with `dense` over packs, its gradients too."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from process_gen.core.attention_mask import NEVER
+from process_gen.core.batch import Place
+from process_gen.kernels.dense import dense
+from process_gen.kernels.key_block import KeyBlock
+from tests.kernels.packs import random_places, real_places
+
+
+def packs(real: int, wild: int) -> Place:
+    """Packs of the grammar and wild ones below each other, all as long as the real ones."""
+    drawn = real_places("strokes_tiny", real, text_len=224, und_len=64, gen_len=128)
+    others = random_places(wild, drawn.order.shape[1])
+    return Place(*(np.concatenate(x) for x in zip(drawn, others, strict=True)))
+
+
+def tensors(place: Place, heads: int, kv_heads: int, width: int = 8, seed: int = 0):
+    """Random float32 q, k, v, and weights of a scalar of the output."""
+    rng = np.random.default_rng(seed)
+    shape = place.order.shape
+    return tuple(
+        jnp.asarray(rng.normal(size=(*shape, n, width)), jnp.float32)
+        for n in (heads, kv_heads, kv_heads, heads)
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 7))
+def results(attention, q, k, v, weight, order, intervals, cuts=()):
+    """Output and the three gradients of a function of it.
+
+    Keys are cut into several blocks at `cuts`.
+    """
+
+    def scalar(q, k, v):
+        parts = (jnp.split(x, list(cuts), 1) for x in (k, v, *intervals))
+        out = attention(q, order, [KeyBlock(*x) for x in zip(*parts, strict=True)])
+        return jnp.sum(jnp.sin(out) * weight), out
+
+    gradients, out = jax.grad(scalar, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    return out, *gradients
+
+
+def on(attention, place, arrays, cuts=()):
+    intervals = (jnp.asarray(place.visible_from), jnp.asarray(place.visible_to))
+    return results(attention, *arrays, jnp.asarray(place.order), intervals, cuts)
+
+
+def differences(a, b):
+    """The largest one of each array."""
+    return [float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in zip(a, b, strict=True)]
+
+
+def check(attention, place, heads, kv_heads, cuts=()):
+    """Output and gradients are those of `dense`; without a term of the mask they are not."""
+    arrays = tensors(place, heads, kv_heads)
+    expected = on(dense, place, arrays)
+    got = on(attention, place, arrays, cuts)
+    assert max(differences(got, expected)) < 1e-5
+    for dropped in (
+        place._replace(visible_to=np.full_like(place.visible_to, NEVER)),
+        place._replace(visible_from=np.zeros_like(place.visible_from)),
+    ):
+        assert min(differences(on(attention, dropped, arrays, cuts), expected)) > 0.1
+    return got, expected
