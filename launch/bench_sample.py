@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from launch import bench_timing
@@ -58,7 +60,7 @@ def pieces(
     tokens = np.ones((batch, PROMPT), np.int32)
     counts = np.full(batch, PROMPT, np.int32)
     image = np.zeros((batch, *programs.size, 3), np.uint8)
-    copies = image, programs.und_copies(image)
+    copies = image, programs.und_copies(jnp.asarray(image))
     # So many tokens before its end that the text is written in one call of `WRITTEN` turns.
     longest = programs.sampler.max_text
     begun = Begun(
@@ -81,6 +83,17 @@ def pieces(
         "guided": lambda: paint(True),
         "re-encode": functools.partial(keeping, programs.read_picture, rows, *copies),
     }
+
+
+def compile_all(groups: Sequence[Mapping[Any, Callable]]) -> None:
+    """Makes every call once: groups side by side, which may not share a pool."""
+
+    def make(group: Mapping[Any, Callable]) -> None:
+        for call in group.values():
+            jax.block_until_ready(call())
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(make, groups))
 
 
 def copies_read(programs: Programs) -> dict[Kind, int]:
@@ -139,9 +152,12 @@ def measure_pieces(
     """A row of numbers for each batch size."""
     steps = painter.config.sampler.denoise_steps
     found = []
-    for batch in batches:
-        programs = painter._bound(dataclasses.replace(painter.config.sampler, batch=batch), size)
-        calls = pieces(programs, painter, batch, steps)
+    sampler = painter.config.sampler
+    bound = {b: painter._bound(dataclasses.replace(sampler, batch=b), size) for b in batches}
+    groups = {b: pieces(programs, painter, b, steps) for b, programs in bound.items()}
+    compile_all(list(groups.values()))
+    for batch, calls in groups.items():
+        programs = bound[batch]
         calls["prefill"]()  # what the texts are written after, as in the rounds
         turns = {"decode": float(np.asarray(calls["decode"]().turns))}
         needed = _piece_flops(programs, batch, steps, turns)
@@ -201,12 +217,12 @@ def trajectory_growth(painter: Painter, rounds: int, most: int = 12) -> list[dic
     sampler = dataclasses.replace(painter.config.sampler, max_context=room)
     programs = painter._bound(sampler, size)
     once = ("decode", "guided", "re-encode")
-    calls = {
-        (context, name): call
-        for context in contexts
-        for name, call in pieces(programs, painter, batch, steps, context).items()
-        if name in once
-    }
+    groups: list[dict[Any, Callable]] = []
+    for context in contexts:
+        made = pieces(programs, painter, batch, steps, context)
+        groups.append({(context, name): made[name] for name in once})
+    compile_all(groups)
+    calls: dict[Any, Callable] = {key: call for group in groups for key, call in group.items()}
     # A text may close before `WRITTEN` turns are over.
     turns = {c: float(np.asarray(calls[c, "decode"]().turns)) for c in contexts}
     times = bench_timing.interleaved(calls, rounds)

@@ -23,7 +23,7 @@ from process_gen.sampling.painter import Painter
 # Implementations that hold no array of all pairs, by platform.
 ATTENTION = {"gpu": ("chunked", "triton"), "tpu": ("chunked", "pallas"), "cpu": ("chunked", "rows")}
 PICTURES = 3
-BATCHES = (1, 4, 16)
+BATCHES = (1, 8)
 # Steps of a picture: few of them, to be timed often, and as many as a one-shot picture has.
 STEPS, ONE_SHOT_STEPS = 4, 50
 
@@ -80,21 +80,30 @@ def step(config: Config, rounds: int, best: float) -> dict[str, Any]:
 
 
 def painting(config: Config, rounds: int, best: float) -> dict[str, Any]:
-    """The pieces of painting by batch, and a process painting beside a one-shot picture.
+    """The pieces of painting by batch; pictures in 4 steps, their decoding among them."""
+    painter = untrained(config, STEPS)
+    return {
+        "weights_gb": round(sum(x.nbytes for x in jax.tree.leaves(painter.weights)) / 1e9, 2),
+        "steps": STEPS,
+        "batches": bench_sample.measure_pieces(
+            painter, rounds, best, painter._default_size(), BATCHES
+        ),
+    }
 
-    Both guided, one-shot in 50 steps and each picture of a process in 4, which is how the miniature
-    paints; a step's time is there for other numbers of steps.
+
+def trajectory(config: Config, rounds: int, best: float) -> dict[str, Any]:
+    """A process painting of 1 to 3 pictures beside a one-shot picture, put together from calls.
+
+    Both guided, the one-shot picture in 50 steps and each of a process in 4, which is how the
+    miniature paints; the time of a step is there for other numbers of them.
     """
-    painter = untrained(config)
-    batch = painter.config.sampler.batch
-    sampler = dataclasses.replace(painter.config.sampler, denoise_steps=STEPS)
-    painter.config = dataclasses.replace(painter.config, sampler=sampler)
-    size = painter._default_size()
+    del best
+    painter = untrained(config, STEPS)
+    batch, size = config.sampler.batch, painter._default_size()
     growth = bench_sample.trajectory_growth(painter, rounds, PICTURES)
-    one = bench_sample.pieces(
-        painter._bound(sampler, size), painter, batch, ONE_SHOT_STEPS, bench_sample.PROMPT
-    )["guided"]
-    shot = bench_timing.interleaved({"one_shot": one}, rounds)["one_shot"]
+    programs = painter._bound(painter.config.sampler, size)
+    one = bench_sample.pieces(programs, painter, batch, ONE_SHOT_STEPS, bench_sample.PROMPT)
+    shot = bench_timing.interleaved({"one_shot": one["guided"]}, rounds)["one_shot"]
     # Both begin over the prompt alone, and the picture is decoded once in both.
     a_step = (1e3 * shot.median - growth[0]["guided"]) / (ONE_SHOT_STEPS - STEPS)
     pictures = 0.0
@@ -103,17 +112,17 @@ def painting(config: Config, rounds: int, best: float) -> dict[str, Any]:
         part["pictures_of_one_shot"] = round(pictures / (1e3 * shot.median), 4)
         part["whole_of_one_shot"] = round(part["ms"] / (1e3 * shot.median), 4)
     return {
-        "weights_gb": round(sum(x.nbytes for x in jax.tree.leaves(painter.weights)) / 1e9, 2),
+        "batch": batch,
         "one_shot": shot.summary(steps=ONE_SHOT_STEPS, ms_a_step=round(a_step, 3)),
         "by_pictures": growth,
-        "pieces": bench_sample.measure_pieces(painter, rounds, best, size, BATCHES),
     }
 
 
-def untrained(config: Config) -> Painter:
+def untrained(config: Config, steps: int) -> Painter:
     """Random weights in the type of the computation, the autoencoder's too."""
     model: ModelConfig = dataclasses.replace(config.model, param_dtype=config.model.dtype)
-    config = dataclasses.replace(config, model=model)
+    sampler = dataclasses.replace(config.sampler, denoise_steps=steps)
+    config = dataclasses.replace(config, model=model, sampler=sampler)
     vae = None
     if model.codec == "flux":
         leaves, tree = jax.tree.flatten(vae_shapes(model.vae))
@@ -131,6 +140,7 @@ PARTS: dict[str, Callable[[Config, int, float], dict[str, Any]]] = {
     "attention": attention,
     "step": step,
     "painting": painting,
+    "trajectory": trajectory,
 }
 
 

@@ -50,8 +50,8 @@ class Times:
 
 
 def interleaved(
-    calls: Mapping[str, Callable[[], Any]], rounds: int, warm: int = 0
-) -> dict[str, Times]:
+    calls: Mapping[Any, Callable[[], Any]], rounds: int, warm: int = 0
+) -> dict[Any, Times]:
     """Times every call in every round, one after the other, after one call that does not count.
 
     A machine that slows down for a while slows all of them, so ratios are worth more than times.

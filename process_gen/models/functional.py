@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax
 import jax
 import numpy as np
 from flax import nnx
@@ -21,8 +22,9 @@ from process_gen.models.unified import Outputs, Streams, Trace, UnifiedModel
 Params = dict[str, Any]
 
 # With eager sharding, a weight with axis names could not be built without a mesh. `sharding.rules`
-# looks the names up instead, and raises on an unknown one.
-nnx.use_eager_sharding(False)
+# looks the names up instead, and raises on an unknown one. `nnx.use_eager_sharding` would hold in
+# this thread alone.
+flax.config.update("flax_always_shard_variable", False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,9 @@ import pytest
 
 from process_gen.core import axes
 from process_gen.core.configs import ModelConfig
-from process_gen.models import functional
+from process_gen.models import functional, image_codecs
 from process_gen.models.layers import Linear, RMSNorm, rotary, rotate, sincos_table, time_features
+from process_gen.models.shapes import vae_shapes
 
 TINY = ModelConfig(
     width=16, mlp_width=32, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=8, vocab_size=32
@@ -28,6 +32,21 @@ def fns():
 @pytest.fixture(scope="module")
 def params(fns):
     return jax.jit(fns.init)(jax.random.key(0))
+
+
+def test_a_model_is_built_in_any_thread():
+    """flax keeps some settings for each thread by itself."""
+    flux = dataclasses.replace(TINY, codec="flux", codec_channels=16, patch=2)
+
+    def build():
+        picture = jax.ShapeDtypeStruct((1, 4, 16 * 4), jnp.float32)
+        vae = vae_shapes(flux.vae)
+        jax.eval_shape(lambda v, x: image_codecs.build(flux).decode(v, x, 2, 2), vae, picture)
+        return jax.eval_shape(functional.build(flux).init, jax.random.key(0))
+
+    with ThreadPoolExecutor(1) as thread:
+        elsewhere = thread.submit(build).result()
+    assert jax.tree.structure(elsewhere) == jax.tree.structure(build())
 
 
 def test_layers_are_stacked_and_drawn_apart(params):
