@@ -17,7 +17,7 @@ from process_gen.aot.full_pack import full_pack
 from process_gen.core.configs import Config, ModelConfig
 from process_gen.kernels.interval_attention import KeyBlock, interval_attention
 from process_gen.models import flops, functional
-from process_gen.models.shapes import vae_shapes
+from process_gen.models.shapes import model_shapes, vae_shapes
 from process_gen.sampling.painter import Painter
 
 # Implementations that hold no array of all pairs, by platform.
@@ -123,17 +123,24 @@ def untrained(config: Config, steps: int) -> Painter:
     model: ModelConfig = dataclasses.replace(config.model, param_dtype=config.model.dtype)
     sampler = dataclasses.replace(config.sampler, denoise_steps=steps)
     config = dataclasses.replace(config, model=model, sampler=sampler)
-    vae = None
-    if model.codec == "flux":
-        leaves, tree = jax.tree.flatten(vae_shapes(model.vae))
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        drawn = [
-            0.02 * jax.random.normal(key, leaf.shape, leaf.dtype)
-            for key, leaf in zip(keys, leaves, strict=True)
-        ]
-        vae = jax.tree.unflatten(tree, drawn)
-    params = jax.jit(functional.build(model).init)(jax.random.key(0))
+    params = _drawn(model_shapes(model))
+    if model.layers == "unroll":
+        params = functional.apart(params, spend=True)
+    vae = _drawn(vae_shapes(model.vae)) if model.codec == "flux" else None
     return Painter(config, params, vae=vae)
+
+
+def _drawn(shapes: Any) -> Any:
+    """Random weights one after the other: all at once take several times their memory."""
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    draw = jax.jit(
+        lambda key, leaf: 0.02 * jax.random.normal(key, leaf.shape, leaf.dtype), static_argnums=1
+    )
+    drawn = []
+    for key, leaf in zip(keys, leaves, strict=True):
+        drawn.append(jax.block_until_ready(draw(key, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))))
+    return jax.tree.unflatten(tree, drawn)
 
 
 PARTS: dict[str, Callable[[Config, int, float], dict[str, Any]]] = {

@@ -52,9 +52,9 @@ class Tile(NamedTuple):
 class Tiles(NamedTuple):
     """The three kernels' tiles; the defaults are the fastest measured (docs/attention.md)."""
 
-    forward: Tile = Tile(128, 64, 8, 3)
+    forward: Tile = Tile(128, 64, 4, 3)
     queries: Tile = Tile(64, 64, 4, 2)
-    keys: Tile = Tile(64, 64, 4, 2)
+    keys: Tile = Tile(64, 64, 4, 3)
 
 
 TILES = Tiles()

@@ -100,21 +100,35 @@ def build(cfg: ModelConfig) -> ModelFns:
     return ModelFns(init, forward, logits, trace, understand, nnx.to_pure_dict(names))
 
 
-def apart(params: Params) -> Params:
+def apart(params: Params, *, spend: bool = False) -> Params:
     """The same weights with a tuple of layers in place of stacked ones; `forward` takes both.
 
     Inlined layers that are cut out of stacked weights are copied in every pass: the most of what
     there is to do where few tokens pass. `forward`, `logits` and `understand` alone take this form.
+
+    Args:
+      params: nested dict of weights.
+      spend: deletes each stacked array once it is cut, so that no second copy of all weights has to
+        fit beside it.
     """
     if isinstance(params["layers"], tuple):
         return params
-    return {**params, "layers": _cut(params["layers"])}
+
+    def cut(stacked: jax.Array) -> tuple[jax.Array, ...]:
+        layers = _cut(stacked)
+        if spend and isinstance(stacked, jax.Array):
+            jax.block_until_ready(layers)
+            stacked.delete()
+        return layers
+
+    leaves, tree = jax.tree.flatten(params["layers"])
+    layers = zip(*map(cut, leaves), strict=True)
+    return {**params, "layers": tuple(jax.tree.unflatten(tree, layer) for layer in layers)}
 
 
 @jax.jit
-def _cut(stacked: Params) -> tuple[Params, ...]:
-    count = jax.tree.leaves(stacked)[0].shape[0]
-    return tuple(jax.tree.map(lambda w, i=i: w[i], stacked) for i in range(count))
+def _cut(stacked: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(stacked[i] for i in range(stacked.shape[0]))
 
 
 def together(params: Params) -> Params:

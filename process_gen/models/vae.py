@@ -30,6 +30,16 @@ ATTENTION_ROWS = 512
 Inside = jax.Array | None
 
 
+def _precision() -> jax.lax.Precision | None:
+    """Of products of float32: what `jax.default_matmul_precision` says, which is none by default.
+
+    TensorFloat-32 then on GPUs, and on TPUs three products of bfloat16. Both keep more than
+    bfloat16, in which BAGEL's trainer and evaluation encode (`torch.autocast`), and exact ones took
+    as long for a picture of 512 px as two steps of painting it (docs/performance.md).
+    """
+    return None if jax.config.jax_default_matmul_precision else jax.lax.Precision.HIGH
+
+
 def _cut_out(x: jax.Array, inside: Inside) -> jax.Array:
     """[N, Y, X, D] with zeros outside of the picture, which is what convolutions see beyond it."""
     return x if inside is None else jnp.where(inside[..., None], x, 0.0)
@@ -57,7 +67,7 @@ class Conv(nnx.Module):
             (stride, stride),
             padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=jax.lax.Precision.HIGHEST,
+            precision=_precision(),
         )
         return y + self.bias[...][None, None, None]
 
@@ -74,7 +84,7 @@ class Pointwise(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in] to [..., out]."""
         flat = x.reshape(-1, x.shape[-1])
-        y = jnp.dot(flat, self.kernel[...], precision=jax.lax.Precision.HIGHEST)
+        y = jnp.dot(flat, self.kernel[...], precision=_precision())
         return (y + self.bias[...][None]).reshape(*x.shape[:-1], -1)
 
 
@@ -135,7 +145,7 @@ class Attention(nnx.Module):
         normed = self.norm(x, inside).reshape(n, height * width, d)
         key_Nx1xK = None if inside is None else inside.reshape(n, 1, height * width)
         q, k, v = self.q(normed) * d**-0.5, self.k(normed), self.v(normed)
-        precision = jax.lax.Precision.HIGHEST
+        precision = _precision()
 
         def rows(part):
             scores = jnp.einsum("nqd,nkd->nqk", part, k, precision=precision)

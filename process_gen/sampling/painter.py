@@ -272,23 +272,29 @@ def _arranged(config: Config, params: Any) -> Any:
     return functional.apart(params)
 
 
-def load(path: str = "", *, weights: str = "ema", step: int | str = "latest") -> Painter:
+def load(
+    path: str = "", *, weights: str = "ema", step: int | str = "latest", layers: str = ""
+) -> Painter:
     """Loads a painter from a run's working directory, from one checkpoint, or in `shipped` form.
 
     Args:
       path: of the directory; by default the trained painter that comes with the package.
       weights: "ema" or "params".
       step: "latest", "best" or a number, for a working directory.
+      layers: "unroll" or "scan", see `ModelConfig`; by default inlined on GPUs, whose compiler
+        copies a layer's weights out of a stack in every pass, and as in training elsewhere.
 
     Raises:
       CheckpointError: nothing usable is there, the autoencoder of the import that the run started
         from is gone, or the weights were trained with another tokenizer than `data.tokenizer` of
         their settings is now.
-      ConfigError: unknown `weights`.
+      ConfigError: unknown `weights` or `layers`.
       DataError: that tokenizer cannot be read.
     """
     if weights not in ("ema", "params"):
         raise ConfigError(f"weights must be 'ema' or 'params', got {weights!r}")
+    if layers not in ("", "unroll", "scan"):
+        raise ConfigError(f"layers must be 'unroll' or 'scan', got {layers!r}")
     path = path or str(shipped.DEFAULT)
     if shipped.is_painter(path):
         config, params, card = shipped.read(path)
@@ -296,6 +302,10 @@ def load(path: str = "", *, weights: str = "ema", step: int | str = "latest") ->
         meta = {**card, "path": path}
     else:
         config, params, meta = manager.load_for_sampling(path, weights, step)  # type: ignore[arg-type]
+    if how := layers or ("unroll" if jax.default_backend() == "gpu" else ""):
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=how))
+    if config.model.layers == "unroll":
+        params = functional.apart(params, spend=True)  # nobody else has them
     tokenizer = load_tokenizer(config.data.tokenizer)
     # Weights of other origin, imported ones for one, do not say.
     if meta.get("tokenizer") not in (None, tokenizer.fingerprint):

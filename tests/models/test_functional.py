@@ -139,3 +139,13 @@ def test_time_features_are_cosines_then_sines():
     np.testing.assert_allclose(features[0], [1, 1, 1, 0, 0, 0])
     frequency = 1e4 ** (-np.arange(3) / 3)
     np.testing.assert_allclose(features[1, 3:], np.sin(0.5 * frequency), rtol=1e-5)
+
+
+def test_layers_are_set_apart_with_and_without_the_stack(params):
+    kept = functional.apart(params)
+    own = jax.tree.map(jnp.copy, params)
+    spent = functional.apart(own, spend=True)
+    assert all(np.array_equal(*x) for x in zip(*map(jax.tree.leaves, (kept, spent)), strict=True))
+    assert len(kept["layers"]) == TINY.num_layers
+    assert all(x.is_deleted() for x in jax.tree.leaves(own["layers"]))
+    assert not any(x.is_deleted() for x in jax.tree.leaves((params, own["embed"])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import jax
@@ -102,3 +103,23 @@ def test_released_sizes():
     assert by_key["decoder.up.0.block.0.conv1.weight"] == (128, 256, 3, 3)
     assert by_key["encoder.conv_out.weight"] == (32, 512, 3, 3)
     assert "decoder.up.0.upsample.conv.weight" not in by_key
+
+
+def test_products_are_as_exact_as_asked(model):
+    """By default not exact on accelerators, and never in bfloat16 alone, which is TPUs' default."""
+    params, moments, decode = model
+    picture, latent = np.zeros((1, 16, 16, 3), np.float32), np.zeros((1, 8, 8, 4), np.float32)
+
+    def precisions():
+        texts = (jax.jit(moments).lower(params, picture), jax.jit(decode).lower(params, latent))
+        return {
+            name
+            for text in texts
+            for line in re.findall(r"precision\w* = \[[^]]*", text.as_text())
+            for name in re.findall("[A-Z]{3,}", line)
+        }
+
+    for asked, written in ((None, {"HIGH"}), ("highest", {"HIGHEST"})):
+        jax.clear_caches()
+        with jax.default_matmul_precision(asked):
+            assert precisions() == written

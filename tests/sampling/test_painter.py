@@ -324,3 +324,22 @@ def test_weights_of_another_tokenizer_are_refused(params, tmp_path):
     own = load_tokenizer().fingerprint
     assert load(saved("own", own)).meta["tokenizer"] == own  # partner
     assert load(saved("unsaid", None)).meta["tokenizer"] is None  # as imported weights are
+
+
+def test_layers_run_as_asked_and_on_gpus_inlined(params, tmp_path, monkeypatch):
+    stacked = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, layers="scan"))
+    with CheckpointManager(tmp_path, stacked) as checkpoints:
+        checkpoints.save(1, {"params": params}, {}, {})
+    looped, inlined = load(str(tmp_path)), load(str(tmp_path), layers="unroll")
+    assert not isinstance(looped.weights.model["layers"], tuple)
+    assert isinstance(inlined.weights.model["layers"], tuple)
+    assert inlined.config.model.layers == "unroll" and looped.config.model.layers == "scan"
+    same, other = (
+        painter.paint(PROMPTS[:1], mode="one_shot", seed=seed)
+        for painter, seed in ((inlined, 0), (inlined, 1))
+    )
+    assert equal(looped.paint(PROMPTS[:1], mode="one_shot"), same) and not equal(same, other)
+    monkeypatch.setattr("process_gen.sampling.painter.jax.default_backend", lambda: "gpu")
+    assert isinstance(load(str(tmp_path)).weights.model["layers"], tuple)
+    with pytest.raises(ConfigError, match="'unroll' or 'scan', got 'loop'"):
+        load(str(tmp_path), layers="loop")
