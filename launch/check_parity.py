@@ -24,7 +24,6 @@ import math
 import sys
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from launch import common
@@ -68,8 +67,7 @@ def main(values: flags.FlagValues) -> None:
     common.enable_compilation_cache()
     cases = {name: CASES[name] for name in values.cases or CASES}
     how = {"attention": values.attention, "layers": values.layers}
-    # Accelerators multiply float32 in shorter types by default.
-    with parity.chunks_of(values.chunk), jax.default_matmul_precision("highest"):
+    with parity.chunks_of(values.chunk):
         rows = parity.check_folder(folder, cases, only=bool(values.cases), **how)
     for name in dict.fromkeys(row.case for row in rows):
         mine = [row for row in rows if row.case == name]
