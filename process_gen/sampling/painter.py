@@ -281,8 +281,8 @@ def load(
       path: of the directory; by default the trained painter that comes with the package.
       weights: "ema" or "params".
       step: "latest", "best" or a number, for a working directory.
-      layers: "unroll" or "scan", see `ModelConfig`; by default inlined on GPUs, whose compiler
-        copies a layer's weights out of a stack in every pass, and as in training elsewhere.
+      layers: "unroll" or "scan", see `ModelConfig`; by default as in training. Inlined layers are
+        compiled for longer; looped ones are copied out of their stack in every pass on GPUs.
 
     Raises:
       CheckpointError: nothing usable is there, the autoencoder of the import that the run started
@@ -302,8 +302,8 @@ def load(
         meta = {**card, "path": path}
     else:
         config, params, meta = manager.load_for_sampling(path, weights, step)  # type: ignore[arg-type]
-    if how := layers or ("unroll" if jax.default_backend() == "gpu" else ""):
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=how))
+    if layers:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=layers))
     if config.model.layers == "unroll":
         params = functional.apart(params, spend=True)  # nobody else has them
     tokenizer = load_tokenizer(config.data.tokenizer)
