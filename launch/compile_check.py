@@ -1,18 +1,19 @@
-"""Compile a run's programs for TPUs that are not here, and see whether they fit.
+"""Compile a run's programs for TPUs or GPUs that are not here, and see whether they fit.
 
     python -m launch.compile_check --config=configs/bagel_7b.py --topology=v5p:4x4x4 \\
         --config.data.rows=64
 
 --config=FILE[:ARG]         as for launch.train
 --config.SECTION.KEY=VALUE  overrides a setting, for example --config.mesh.tensor=2
---topology=CHIP:SHAPE       a slice, in chips along each axis: v5p:4x4x4, v5e:16x16, v6e:8x8
+--topology=CHIP:SHAPE       a slice, in chips along each axis: v5p:4x4x4, v5e:16x16, v6e:8x8; or
+                            GPUs of one host, h100:8, or hosts and GPUs of each, h200:4x8
 --slices=N                  so many of them, joined by the data centre's network (1)
 --program=PROGRAM           train (default), denoise or decode
---nocodegen                 stop when the compiler has placed everything in memory: a fraction of
-                            the time, and all numbers; but machine code is not written
---effort=N                  of the compiler for fast machine code, -1 (default) to 1. It shows in
-                            minutes that every kernel compiles; what a run executes is made with 0,
-                            takes several times as long and may need a little more memory, of
+--nocodegen                 of TPUs: stop when the compiler has placed everything in memory: a
+                            fraction of the time, and all numbers; but machine code is not written
+--effort=N                  of the TPU compiler for fast machine code, -1 (default) to 1. It shows
+                            in minutes that every kernel compiles; what a run executes is made with
+                            0, takes several times as long and may need a little more memory, of
                             which --nocodegen knows all
 --hlo=FILE                  also write the compiled program's text
 --json                      print one JSON object as the last line
@@ -20,7 +21,7 @@
 Nothing runs. What is compiled is the very step of launch.train, or the pieces of launch.sample with
 the weights spread over the mesh, on packs without padding. A 7B model takes minutes. The exit
 status is 0 where the program fits, 1 where it does not; docs/scaling.md explains the numbers. The
-TPU compiler comes with the extra [tpu].
+TPU compiler comes with the extra [tpu], that for GPUs with [cuda]; neither needs a driver.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def check(
       The report, ready for JSON, and the compiled text (empty where nothing fits).
 
     Raises:
-      ConfigError: an unknown topology, a mesh that does not fit it, no TPU compiler.
+      ConfigError: an unknown topology, a mesh that does not fit it, no compiler for it.
     """
     from process_gen.aot import account, programs
     from process_gen.aot.topology import describe as describe_topology

@@ -17,6 +17,8 @@ from process_gen.aot.chips import Chip
 from process_gen.aot.collectives import Exchange
 from process_gen.aot.placement import Placement
 from process_gen.aot.programs import Program, shard_bytes
+from process_gen.aot.topology import compiler
+from process_gen.core.errors import ConfigError
 
 RESERVED = 3 * 2**28  # of a chip's memory, for the runtime; the compiler itself leaves less
 
@@ -88,13 +90,20 @@ def take(
       program: of `programs`.
       chip: of the mesh.
       mesh: of described devices.
-      codegen: False stops before machine code is written, see `placement.place`.
-      effort: of the compiler for the speed of machine code, -1 to 1; at 0, the compiler's own, the
-        code is what a run executes.
+      codegen: False stops before machine code is written, see `placement.place`; for TPUs alone.
+      effort: of the TPU compiler for the speed of machine code, -1 to 1; at 0, the compiler's own,
+        the code is what a run executes. That for GPUs has no such setting.
 
     Returns:
       The account, and the compiled text; empty where the compiler found that it does not fit.
+
+    Raises:
+      ConfigError: no machine code is asked of the GPU compiler.
     """
+    if chip.platform == "gpu":
+        effort = 0.0
+        if not codegen:
+            raise ConfigError("the GPU compiler takes a minute at most and cannot be stopped")
     parts = {name: shard_bytes(tree) for name, tree in program.parts.items()}
     started = time.perf_counter()
     with jax.set_mesh(mesh):
@@ -130,7 +139,7 @@ def take(
         recomputed_flops=program.recomputed_flops,
         lower_seconds=lowered_at - started,
         compile_seconds=compile_seconds,
-        versions={n: importlib.metadata.version(n) for n in ("jax", "jaxlib", "libtpu")},
+        versions={n: importlib.metadata.version(n) for n in ("jax", "jaxlib", compiler(chip))},
         **found,
     )
     return account, placed.text

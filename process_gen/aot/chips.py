@@ -15,9 +15,10 @@ class Chip:
       memory: bytes of its own memory.
       flops: bfloat16 FLOPs a second.
       bandwidth: bytes a second from and to its memory.
-      interconnect: bytes a second that it can send to the other chips of a slice over all links
-        together; it can receive as many at the same time.
+      interconnect: bytes a second that it can send to the other chips of a slice, or of a host of
+        GPUs, over all links together; it can receive as many at the same time.
       source: where that is stated.
+      platform: "tpu" or "gpu".
     """
 
     name: str
@@ -26,6 +27,7 @@ class Chip:
     bandwidth: float
     interconnect: float
     source: str
+    platform: str = "tpu"
 
 
 # Read in November 2026. The makers give interconnects in bits or in bytes, one way or both ways.
@@ -38,6 +40,24 @@ CHIPS: Mapping[str, Chip] = {
         ),
         Chip(
             "v6e", 32 * 2**30, 918e12, 1600e9, 400e9, "https://docs.cloud.google.com/tpu/docs/v6e"
+        ),
+        Chip(
+            "h100",
+            81_559 * 2**20,  # what its driver says, as for the H200
+            989e12,
+            3350e9,
+            450e9,
+            "https://www.nvidia.com/en-us/data-center/h100/",
+            "gpu",
+        ),
+        Chip(
+            "h200",
+            143_771 * 2**20,
+            989e12,
+            4800e9,
+            450e9,
+            "https://www.nvidia.com/en-us/data-center/h200/",
+            "gpu",
         ),
     )
 }

@@ -135,9 +135,11 @@ def _computations(text: str) -> tuple[dict[str, _Computation], str]:
 
 def _read(result: str, kind: str, start: str | None, rest: str, cut: bool) -> _Collective:
     arrays = arrays_of(result)
-    if start and kind in ("all-gather", "collective-permute"):
+    if start and kind == "collective-permute":
+        arrays = arrays[1:2]
+    elif start and kind in ("all-gather", "reduce-scatter"):
         # The result of an asynchronous one holds its operands, and for some its counters.
-        arrays = arrays[len(arrays) // 2 :] if kind == "all-gather" else arrays[1:2]
+        arrays = arrays[len(arrays) // 2 :]
     size, group = sum(array.bytes for array in arrays), _group(rest)
     if kind == "reduce-scatter":
         size *= max(group - 1, 0)  # the result is one share

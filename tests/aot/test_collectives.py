@@ -79,6 +79,20 @@ def test_another_chain_is_another_collective():
     assert exchanges(two)["all-gather"].count == 56
 
 
+def test_results_of_asynchronous_ones_hold_their_operands():
+    """In the form of XLA's GPU compiler."""
+    groups = "replica_groups=mesh['axis_0'=4,'axis_1'=1] {'axis_0'}, to_apply=%sum"
+    for result, numbers in (
+        ("((bf16[64,8]{1,0}), bf16[16,8]{1,0})", 16 * 8),
+        ("((bf16[64,8]{1,0}, f32[8]{0}), (bf16[16,8]{1,0}, f32[2]{0}))", 16 * 8 + 2 * 2),
+    ):
+        line = f"  %rs = {result} reduce-scatter-start(%x), channel_id=9, {groups}\n  %permute = "
+        found = exchanges(LOOP.replace("%all-reduce-scatter.1\n}", "%piece\n}").replace(
+            "  %permute = ", line
+        ))  # fmt: skip
+        assert found["reduce-scatter"] == Exchange(1, numbers * 2 * 3)
+
+
 def test_a_loop_whose_turns_are_an_argument_turns_as_often_as_is_said():
     argument = LOOP.replace("constant(28)", "get-tuple-element(%carry), index=2")
     for turns in (1, 50):
