@@ -131,7 +131,7 @@ def untrained(config: Config, steps: int) -> Painter:
 
 
 def _drawn(shapes: Any) -> Any:
-    """Random weights one after the other: all at once take several times their memory."""
+    """Normal weights, one array after the other."""
     leaves, tree = jax.tree.flatten(shapes)
     keys = jax.random.split(jax.random.key(0), len(leaves))
     draw = jax.jit(

@@ -19,6 +19,7 @@ from launch import (
     bench_data,
     bench_figures,
     bench_sample,
+    bench_sizes,
     bench_steps,
     bench_timing,
     bench_train,
@@ -155,6 +156,21 @@ def test_a_step_is_measured():
     )
 
 
+@pytest.mark.slow
+def test_sizes_are_measured_with_random_weights(capsys):
+    mapping = strokes_tiny.get_config("debug").to_dict()
+    mapping["sampler"] |= {"batch": 2}
+    found = bench_sizes.measure_all(from_mapping(mapping), 1, list(bench_sizes.PARTS))
+    assert {"chunked", "rows with gradients"} < set(found["attention"])
+    assert found["step"]["useful_tokens"] == 1 and found["step"]["mfu"] > 0
+    assert [row["batch"] for row in found["painting"]["batches"]] == list(bench_sizes.BATCHES)
+    rows = found["trajectory"]["by_pictures"]
+    assert [row["pictures"] for row in rows] == [1, 2, 3]
+    for name in ("pictures_of_one_shot", "whole_of_one_shot", "tokens"):
+        assert 0 < rows[0][name] < rows[1][name] < rows[2][name]
+    assert "painting {" in capsys.readouterr().out  # each part as soon as it is there
+
+
 def test_reading_back_counts_the_copies_that_are_read():
     mapping = strokes_tiny.get_config("debug").to_dict()
     found = {}
@@ -239,6 +255,7 @@ def test_mixed_prompts_hold_every_tag():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("suite", ["sample", "bagel_cpu", "data", "train"])
 def test_every_suite_prints_an_object(suite, capsys):
     arguments = ["x", f"--suite={suite}", "--rounds=1", "--prompts=32", "--json"]
