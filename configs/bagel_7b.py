@@ -6,9 +6,11 @@
         --config.train.init_from=runs/bagel --workdir=runs/bagel_process
 
 The argument is a folder of trajectories; without one the Strokes world is painted at 512 x 512.
-Hardware: 8 accelerators of 80 GB, one pack each (docs/bagel.md has the memory). Nothing of this
-size was run here: shapes are traced, and the same code is trained at tiny sizes
-(configs/bagel_debug.py). Sizes and tokenizer are those of `init_from`.
+Hardware: 8 accelerators of 80 GB, one pack each (docs/scaling.md has the memory); for adapters
+alone, --config.model.lora.rank=16 --config.model.param_dtype=bfloat16, one of them. Of this size a
+step with adapters was run, from random weights; that of the whole model is compiled for TPUs and
+GPUs, and the same code is trained at tiny sizes (configs/bagel_debug.py). Sizes and tokenizer are
+those of `init_from`.
 
 The paper states 10,000 steps, packs of 33,000 tokens, lr 2e-5 and cosine decay. What it leaves open
 is marked "open" below, with the reason for the default.
@@ -44,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.param_dtype = "float32"  # updates of 2e-5 vanish in bfloat16 weights
     config.model.layers = "scan"
     config.model.remat = "full"
-    config.model.attention = "auto"  # kernels on TPUs, plain JAX elsewhere
+    config.model.attention = "auto"  # kernels on TPUs and GPUs
 
     if arg:
         config.data.sources = ({"kind": "folder", "path": arg},)
