@@ -10,6 +10,10 @@ import jax.numpy as jnp
 from process_gen.core.attention_mask import dense_mask
 from process_gen.kernels.key_block import CachedKeys, KeyBlock
 
+# Fewer queries than this do not fill a block of a kernel, and are left to `dense`: while text is
+# decoded there is one.
+MIN_QUERIES = 16
+
 
 def fold(q_BxSxHxDh: jax.Array, kv_heads: int) -> jax.Array:
     """Query heads of one group become rows of one matrix, ``[B, K, H/K * S, Dh]``."""

@@ -26,11 +26,9 @@ from jax.experimental.pallas import triton
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.kernels import flash_gpu_kernels as kernels
 from process_gen.kernels.block_visits import visited_blocks, whole_blocks
-from process_gen.kernels.dense import dense
+from process_gen.kernels.dense import MIN_QUERIES, dense
 from process_gen.kernels.key_block import ATTENDED, KeyBlock
 
-# Fewer queries than this do not fill a block: while text is decoded there is one.
-MIN_QUERIES = 16
 _LEAST = 16  # rows or columns of a product on tensor cores
 
 

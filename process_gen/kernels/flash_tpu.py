@@ -24,14 +24,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.kernels import flash_calls
-from process_gen.kernels.dense import dense
+from process_gen.kernels.dense import MIN_QUERIES, dense
 from process_gen.kernels.flash_calls import FlatBlock, Outcome, Queries, Sizes
 from process_gen.kernels.flash_kernels import LANES
 from process_gen.kernels.key_block import ATTENDED, KeyBlock
 
 BLOCK = 512
-# Fewer queries than this do not fill a block: while text is decoded there is one.
-MIN_QUERIES = 16
 
 
 def flash(

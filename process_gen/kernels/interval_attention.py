@@ -28,7 +28,7 @@ import jax
 from process_gen.kernels import flash_gpu, flash_tpu
 from process_gen.kernels.by_row import by_row
 from process_gen.kernels.chunked import chunked
-from process_gen.kernels.dense import dense
+from process_gen.kernels.dense import MIN_QUERIES, dense
 from process_gen.kernels.key_block import Attention, CachedKeys, KeyBlock
 from process_gen.kernels.per_shard import per_shard
 from process_gen.sharding import rules
@@ -85,8 +85,8 @@ def interval_attention(
       ``[B, S, H, Dh]`` in the type of `q`; 0 for a query that sees nothing.
     """
     cached = any(isinstance(block, CachedKeys) for block in blocks)
-    few = implementation == "rows" or q_BxSxHxDh.shape[1] < flash_tpu.MIN_QUERIES
-    if implementation == "dense" or (cached and few):
+    as_it_lies = implementation == "rows" or q_BxSxHxDh.shape[1] < MIN_QUERIES
+    if implementation == "dense" or (cached and as_it_lies):
         return dense(q_BxSxHxDh, order_BxS, blocks)
     plain = [block.block() if isinstance(block, CachedKeys) else block for block in blocks]
     return IMPLEMENTATIONS[implementation](q_BxSxHxDh, order_BxS, plain)

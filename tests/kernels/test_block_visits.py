@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from process_gen.core.attention_mask import NEVER, PAD_ORDER, dense_mask
-from process_gen.kernels.block_visits import PAIR_BITS, visit_lists, visited_blocks, walks
+from process_gen.kernels.block_visits import (
+    PAIR_BITS,
+    visit_lists,
+    visited_blocks,
+    walks,
+    whole_blocks,
+)
 from tests.kernels.packs import random_places, real_places
 
 
@@ -29,6 +35,25 @@ def test_whoever_sees_is_visited(place, sizes):
     must = needed(place, *sizes)
     assert visited.shape == must.shape and np.all(visited | ~must)
     assert not np.all(visited[:, 1:] | ~must[:, :-1])  # other blocks would not do
+
+
+@pytest.mark.parametrize("sizes", [(16, 16), (64, 16), (48, 32)])
+def test_whole_blocks_need_no_mask(place, sizes):
+    """Whoever is called whole sees everything; of real packs many blocks are."""
+    whole = np.asarray(whole_blocks(*place[:3], *sizes))
+    mask = np.asarray(dense_mask(place.order, place.visible_from, place.visible_to))
+    b, sq, sk = mask.shape
+    mask = np.pad(mask, ((0, 0), (0, -sq % sizes[0]), (0, -sk % sizes[1])))
+    cut = mask.reshape(b, mask.shape[1] // sizes[0], sizes[0], mask.shape[2] // sizes[1], sizes[1])
+    seen = cut.all((2, 4))
+    assert np.all(seen | ~whole) and np.all(np.asarray(visited_blocks(*place[:3], *sizes)) | ~whole)
+    if whole.any():
+        assert not np.all(seen[:, 1:] | ~whole[:, :-1])  # other blocks would not do
+
+
+def test_real_packs_have_whole_blocks():
+    place = real_places("strokes_tiny", 20)
+    assert 0.02 < np.asarray(whole_blocks(*place[:3], 16, 16)).mean() < 0.1
 
 
 def test_real_packs_skip_most_blocks():

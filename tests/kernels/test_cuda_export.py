@@ -1,7 +1,7 @@
 """The 7B training and denoising steps lower for CUDA on four devices, and hold no S x S array.
 
-This is what a machine without a GPU can show: StableHLO for the platform "cuda", with its
-shardings. Nothing was compiled by XLA for a GPU, and nothing ran.
+StableHLO for the platform "cuda" with its shardings, before any compiler of GPUs sees it; with one
+`tests/launch/test_compile_check.py` goes on from there.
 """
 
 from __future__ import annotations

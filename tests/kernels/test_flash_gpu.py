@@ -11,7 +11,7 @@ import pytest
 
 from process_gen.core.attention_mask import dense_mask
 from process_gen.kernels import flash_gpu
-from process_gen.kernels.dense import dense
+from process_gen.kernels.dense import MIN_QUERIES, dense
 from process_gen.kernels.flash_gpu import Tile, Tiles, flash
 from process_gen.kernels.key_block import KeyBlock
 from tests.kernels.against_dense import check, differences, on, packs, tensors
@@ -79,7 +79,7 @@ def test_few_queries_are_left_to_dense():
     block = KeyBlock(k, v, jnp.asarray(place.visible_from), jnp.asarray(place.visible_to))
     order = jnp.asarray(place.order[:, 100:101])
     assert "pallas" not in str(jax.make_jaxpr(flash)(q, order, [block]))
-    many = jnp.tile(q, (1, flash_gpu.MIN_QUERIES, 1, 1)), jnp.tile(order, flash_gpu.MIN_QUERIES)
+    many = jnp.tile(q, (1, MIN_QUERIES, 1, 1)), jnp.tile(order, MIN_QUERIES)
     assert "pallas" in str(jax.make_jaxpr(flash)(*many, [block]))
 
 

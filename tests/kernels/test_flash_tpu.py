@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from process_gen.core.attention_mask import dense_mask
-from process_gen.kernels import flash_calls, flash_tpu
-from process_gen.kernels.dense import dense
+from process_gen.kernels import flash_calls
+from process_gen.kernels.dense import MIN_QUERIES, dense
 from process_gen.kernels.flash_tpu import flash
 from process_gen.kernels.key_block import KeyBlock
 from tests.kernels.against_dense import check, differences, on, packs, tensors
@@ -87,7 +87,7 @@ def test_few_queries_are_left_to_dense():
     block = KeyBlock(k, v, jnp.asarray(place.visible_from), jnp.asarray(place.visible_to))
     order = jnp.asarray(place.order[:, 100:101])
     assert "pallas" not in str(jax.make_jaxpr(flash)(q, order, [block]))
-    many = jnp.tile(q, (1, flash_tpu.MIN_QUERIES, 1, 1)), jnp.tile(order, flash_tpu.MIN_QUERIES)
+    many = jnp.tile(q, (1, MIN_QUERIES, 1, 1)), jnp.tile(order, MIN_QUERIES)
     assert "pallas" in str(jax.make_jaxpr(flash)(*many, [block]))
     assert differences([flash(q, order, [block])], [dense(q, order, [block])]) == [0.0]
 
