@@ -17,29 +17,9 @@ from jax.experimental import pallas as pl
 
 from process_gen.core.attention_mask import may_attend
 from process_gen.kernels.block_visits import FLOOR, HIDDEN
+from process_gen.kernels.tile_dots import COLUMNS, product, transposed
 
 _LOG2E = math.log2(math.e)
-_ROWS, _COLUMNS = 0, 1
-
-
-def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """Float32; products of float32 are exact ones."""
-    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(
-        a,
-        b,
-        (((contract[0],), (contract[1],)), ((), ())),
-        precision=exact,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def _transposed(a: jax.Array, b: jax.Array) -> jax.Array:
-    return _dot(a, b, (_COLUMNS, _COLUMNS))
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return _dot(a, b, (_COLUMNS, _ROWS))
 
 
 def _fold(count_ref: Any, visit: Callable[..., Any], carry: Any, times: int = 1) -> Any:
@@ -60,15 +40,15 @@ def forward(
         maximum, total, out = carry
         at = pl.ds(index_ref[n] * side, side)
         v = v_ref[at, :]
-        scores = _transposed(q, k_ref[at, :]) * (scale * _LOG2E)
+        scores = transposed(q, k_ref[at, :]) * (scale * _LOG2E)
         if masked:
             seen = may_attend(order[:, None], from_ref[at][None], to_ref[at][None])
             scores = jnp.where(seen, scores, HIDDEN)
-        highest = jnp.maximum(maximum, scores.max(_COLUMNS))
+        highest = jnp.maximum(maximum, scores.max(COLUMNS))
         rescale = jnp.exp2(maximum - highest)
         weights = jnp.exp2(scores - highest[:, None])
-        total = total * rescale + weights.sum(_COLUMNS)
-        return highest, total, out * rescale[:, None] + _product(weights.astype(v.dtype), v)
+        total = total * rescale + weights.sum(COLUMNS)
+        return highest, total, out * rescale[:, None] + product(weights.astype(v.dtype), v)
 
     carry = (
         jnp.full(order.shape, FLOOR, jnp.float32),
@@ -92,12 +72,12 @@ def backward_queries(
     def visit(n: jax.Array, dq: jax.Array, masked: bool) -> jax.Array:
         at = pl.ds(index_ref[n] * side, side)
         k = k_ref[at, :]
-        weights = jnp.exp2(_transposed(q, k) * (scale * _LOG2E) - lse)
+        weights = jnp.exp2(transposed(q, k) * (scale * _LOG2E) - lse)
         if masked:
             seen = may_attend(order[:, None], from_ref[at][None], to_ref[at][None])
             weights = jnp.where(seen, weights, 0.0)
-        d_scores = weights * (_transposed(d_out, v_ref[at, :]) - delta)
-        return dq + _product(d_scores.astype(k.dtype), k)
+        d_scores = weights * (transposed(d_out, v_ref[at, :]) - delta)
+        return dq + product(d_scores.astype(k.dtype), k)
 
     dq = _fold(count_ref, visit, jnp.zeros(q.shape, jnp.float32))
     dq_ref[...] = (dq * scale).astype(dq_ref.dtype)
@@ -118,14 +98,14 @@ def backward_keys(
         dk, dv = carry
         at, head = pl.ds(index_ref[jax.lax.div(n, group)] * side, side), jax.lax.rem(n, group)
         q, d_out = q_ref[at, head, :], d_out_ref[at, head, :]
-        scores = _transposed(k, q) * (scale * _LOG2E)
+        scores = transposed(k, q) * (scale * _LOG2E)
         weights = jnp.exp2(scores - lse_ref[head, at][None])
         if masked:
             seen = may_attend(order_ref[at][None], start[:, None], end[:, None])
             weights = jnp.where(seen, weights, 0.0)
-        dv = dv + _product(weights.astype(d_out.dtype), d_out)
-        d_scores = weights * (_transposed(v, d_out) - delta_ref[head, at][None])
-        return dk + _product(d_scores.astype(q.dtype), q), dv
+        dv = dv + product(weights.astype(d_out.dtype), d_out)
+        d_scores = weights * (transposed(v, d_out) - delta_ref[head, at][None])
+        return dk + product(d_scores.astype(q.dtype), q), dv
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     dk, dv = _fold(count_ref, visit, (zeros, zeros), group)

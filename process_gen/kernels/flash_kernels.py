@@ -17,9 +17,9 @@ from jax.experimental import pallas as pl
 
 from process_gen.core.attention_mask import may_attend
 from process_gen.kernels.block_visits import FLOOR, HIDDEN, PAIR_BITS
+from process_gen.kernels.tile_dots import COLUMNS, product, transposed
 
 LANES = 128
-_ROWS, _COLUMNS = 0, 1
 
 
 class Visit(NamedTuple):
@@ -72,26 +72,6 @@ def _spread(x: jax.Array, width: int) -> jax.Array:
     return jnp.tile(x, (1, -(-width // LANES)))[:, :width]
 
 
-def _dot(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """Float32; products of float32 are exact ones."""
-    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else jax.lax.Precision.DEFAULT
-    return jax.lax.dot_general(
-        a,
-        b,
-        (((contract[0],), (contract[1],)), ((), ())),
-        precision=exact,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def _transposed(a: jax.Array, b: jax.Array) -> jax.Array:
-    return _dot(a, b, (_COLUMNS, _COLUMNS))
-
-
-def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    return _dot(a, b, (_COLUMNS, _ROWS))
-
-
 def forward(
     pairs_ref, count_ref, order_ref, q_ref, from_ref, to_ref, k_ref, v_ref,
     out_ref, lse_ref, max_ref, total_ref, sum_ref, *, kv_heads, rows,
@@ -112,14 +92,14 @@ def forward(
         k, v = k_ref[...], v_ref[...]
         for head in range(group):
             lanes = slice(head * dh, (head + 1) * dh)
-            scores = jnp.where(seen, _transposed(q_ref[:, lanes], k), HIDDEN)
+            scores = jnp.where(seen, transposed(q_ref[:, lanes], k), HIDDEN)
             before = max_ref[head]
-            highest = jnp.maximum(before, scores.max(_COLUMNS, keepdims=True))
+            highest = jnp.maximum(before, scores.max(COLUMNS, keepdims=True))
             weights = jnp.exp(scores - _spread(highest, scores.shape[1]))
             rescale = jnp.exp(before - highest)
             max_ref[head] = highest
-            total_ref[head] = total_ref[head] * rescale + weights.sum(_COLUMNS, keepdims=True)
-            added = _product(weights.astype(v.dtype), v)
+            total_ref[head] = total_ref[head] * rescale + weights.sum(COLUMNS, keepdims=True)
+            added = product(weights.astype(v.dtype), v)
             sum_ref[:, lanes] = sum_ref[:, lanes] * _spread(rescale, dh) + added
 
     @pl.when(here.last)
@@ -154,11 +134,11 @@ def backward_queries(
         k, v = k_ref[...], v_ref[...]
         for head in range(group):
             lanes = slice(head * dh, (head + 1) * dh)
-            scores = jnp.where(seen, _transposed(q_ref[:, lanes], k), HIDDEN)
+            scores = jnp.where(seen, transposed(q_ref[:, lanes], k), HIDDEN)
             weights = jnp.exp(scores - _spread(lse_column_ref[head], scores.shape[1]))
-            d_weights = _transposed(d_out_ref[:, lanes], v)
+            d_weights = transposed(d_out_ref[:, lanes], v)
             d_scores = weights * (d_weights - _spread(delta_column_ref[head], scores.shape[1]))
-            sum_ref[:, lanes] += _product(d_scores.astype(k.dtype), k)
+            sum_ref[:, lanes] += product(d_scores.astype(k.dtype), k)
 
     @pl.when(here.last)
     def _():
@@ -185,11 +165,11 @@ def backward_keys(
         for head in range(group):
             lanes = slice(head * dh, (head + 1) * dh)
             q, d_out = q_ref[:, lanes], d_out_ref[:, lanes]
-            scores = jnp.where(seen, _transposed(k, q), HIDDEN)
+            scores = jnp.where(seen, transposed(k, q), HIDDEN)
             weights = jnp.exp(scores - lse_ref[head : head + 1, :])
-            dv_sum_ref[...] += _product(weights.astype(d_out.dtype), d_out)
-            d_scores = weights * (_transposed(v, d_out) - delta_ref[head : head + 1, :])
-            dk_sum_ref[...] += _product(d_scores.astype(q.dtype), q)
+            dv_sum_ref[...] += product(weights.astype(d_out.dtype), d_out)
+            d_scores = weights * (transposed(v, d_out) - delta_ref[head : head + 1, :])
+            dk_sum_ref[...] += product(d_scores.astype(q.dtype), q)
 
     @pl.when(here.last)
     def _():

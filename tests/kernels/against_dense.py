@@ -7,10 +7,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from process_gen.core.attention_mask import NEVER
+from process_gen.core.attention_mask import NEVER, dense_mask
 from process_gen.core.batch import Place
-from process_gen.kernels.dense import dense
+from process_gen.kernels.dense import MIN_QUERIES, dense
 from process_gen.kernels.key_block import KeyBlock
 from tests.kernels.packs import random_places, real_places
 
@@ -78,3 +79,48 @@ def check(attention, place, heads, kv_heads, cuts=(), *, relative=False):
     ):
         assert min(differences(on(attention, dropped, arrays, cuts), expected)) > 0.1
     return got, expected
+
+
+def check_bfloat16(attention, place):
+    arrays = tensors(place, 2, 1)
+    expected = on(dense, place, arrays)
+    got = on(attention, place, tuple(x.astype(jnp.bfloat16) for x in arrays))
+    assert {x.dtype for x in got} == {jnp.dtype(jnp.bfloat16)}
+    assert all(1e-5 < x < 0.1 for x in differences([x.astype(jnp.float32) for x in got], expected))
+
+
+def one_query(place):
+    """``q, order, [block]`` with a single query, as while text is decoded."""
+    q, k, v, _ = tensors(place, 2, 1)
+    block = KeyBlock(k, v, jnp.asarray(place.visible_from), jnp.asarray(place.visible_to))
+    return q[:, :1], jnp.asarray(place.order[:, 100:101]), [block]
+
+
+def check_few_queries(flash, place):
+    q, order, blocks = one_query(place)
+    assert "pallas" not in str(jax.make_jaxpr(flash)(q, order, blocks))
+    many = jnp.tile(q, (1, MIN_QUERIES, 1, 1)), jnp.tile(order, MIN_QUERIES)
+    assert "pallas" in str(jax.make_jaxpr(flash)(*many, blocks))
+    assert differences([flash(q, order, blocks)], [dense(q, order, blocks)]) == [0.0]
+
+
+def check_platforms(flash, place, target, call, other):
+    """Compiled kernels for one platform, interpreted ones here, and an error for others."""
+    q, k, v, _ = tensors(place, 2, 1)
+    block = KeyBlock(k, v, jnp.asarray(place.visible_from), jnp.asarray(place.visible_to))
+    program = jax.jit(flash).trace(q, jnp.asarray(place.order), (block,))
+    with pytest.raises(Exception, match=other):
+        program.lower(lowering_platforms=(other,))
+    assert call not in program.lower().as_text()
+    assert call in program.lower(lowering_platforms=(target,)).as_text()
+
+
+def check_zeros(place, results):
+    """What sees nothing, or is seen by nobody, has exact zeros; `place` has rows of both kinds."""
+    out, dq, dk, dv = (np.asarray(x) for x in results)
+    mask = np.asarray(dense_mask(place.order, place.visible_from, place.visible_to))
+    blind, unseen = ~mask.any(2), ~mask.any(1)
+    assert blind[2].all() and blind[3].all() and not blind[:2].all(1).any()
+    for array, nothing in ((out, blind), (dq, blind), (dk, unseen), (dv, unseen)):
+        assert np.all(array[nothing] == 0)
+        assert np.abs(array[~nothing]).max() > 0.1

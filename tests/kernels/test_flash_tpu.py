@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from process_gen.core.attention_mask import dense_mask
 from process_gen.kernels import flash_calls
-from process_gen.kernels.dense import MIN_QUERIES, dense
+from process_gen.kernels.dense import dense
 from process_gen.kernels.flash_tpu import flash
 from process_gen.kernels.key_block import KeyBlock
-from tests.kernels.against_dense import check, differences, on, packs, tensors
+from tests.kernels.against_dense import (
+    check,
+    check_bfloat16,
+    check_few_queries,
+    check_platforms,
+    check_zeros,
+    differences,
+    on,
+    packs,
+    tensors,
+)
 
 # Small ones, so that a row has several; on a TPU they are multiples of 128.
 BLOCKS = {"block_q": 64, "block_k": 32}
@@ -31,13 +39,7 @@ def test_equals_dense_with_three_gradients():
     """Six packs; all fifty are slow. Their length fills neither the last 64 nor the last 32."""
     place = packs(2, 4)
     assert place.order.shape[1] % 64 and not place.order.shape[1] % 32
-    (out, dq, dk, dv), _ = check(small, place, 4, 2)
-    mask = np.asarray(dense_mask(place.order, place.visible_from, place.visible_to))
-    blind, unseen = ~mask.any(2), ~mask.any(1)
-    assert blind[2].all() and blind[3].all() and not blind[:2].all(1).any()
-    for array, nothing in ((out, blind), (dq, blind), (dk, unseen), (dv, unseen)):
-        assert np.all(np.asarray(array)[nothing] == 0)
-        assert np.abs(np.asarray(array)[~nothing]).max() > 0.1
+    check_zeros(place, check(small, place, 4, 2)[0])
 
 
 @pytest.mark.slow
@@ -72,32 +74,13 @@ def test_a_forgotten_visit_is_noticed(monkeypatch):
 
 
 def test_bfloat16_stays_close():
-    place = packs(2, 0)
-    arrays = tensors(place, 2, 1)
-    expected = on(dense, place, arrays)
-    got = on(small, place, tuple(x.astype(jnp.bfloat16) for x in arrays))
-    assert {x.dtype for x in got} == {jnp.dtype(jnp.bfloat16)}
-    assert all(1e-5 < x < 0.1 for x in differences([x.astype(jnp.float32) for x in got], expected))
+    check_bfloat16(small, packs(2, 0))
 
 
 def test_few_queries_are_left_to_dense():
     """While text is decoded there is one."""
-    place = packs(1, 1)
-    q, k, v, _ = (x[:, :1] if i == 0 else x for i, x in enumerate(tensors(place, 2, 1)))
-    block = KeyBlock(k, v, jnp.asarray(place.visible_from), jnp.asarray(place.visible_to))
-    order = jnp.asarray(place.order[:, 100:101])
-    assert "pallas" not in str(jax.make_jaxpr(flash)(q, order, [block]))
-    many = jnp.tile(q, (1, MIN_QUERIES, 1, 1)), jnp.tile(order, MIN_QUERIES)
-    assert "pallas" in str(jax.make_jaxpr(flash)(*many, [block]))
-    assert differences([flash(q, order, [block])], [dense(q, order, [block])]) == [0.0]
+    check_few_queries(flash, packs(1, 1))
 
 
 def test_another_platform_is_refused_while_lowering():
-    place = packs(1, 0)
-    q, k, v, _ = tensors(place, 2, 1)
-    block = KeyBlock(k, v, jnp.asarray(place.visible_from), jnp.asarray(place.visible_to))
-    program = jax.jit(flash).trace(q, jnp.asarray(place.order), (block,))
-    with pytest.raises(Exception, match="cuda"):
-        program.lower(lowering_platforms=("cuda",))
-    assert "tpu_custom_call" not in program.lower().as_text()
-    assert "tpu_custom_call" in program.lower(lowering_platforms=("tpu",)).as_text()
+    check_platforms(flash, packs(1, 0), "tpu", "tpu_custom_call", "cuda")
