@@ -83,6 +83,7 @@ setup(
     package_data={
         "process_gen": [
             "data/assets/*.json",
+            "kernels/native.cc",
             "checkpoint/painter/*",
             "curation/templates/*.j2",
             "evaluation/benchmarks/prompts/**/*",

@@ -21,7 +21,11 @@ from process_gen.models.shapes import model_shapes, vae_shapes
 from process_gen.sampling.painter import Painter
 
 # Implementations that hold no array of all pairs, by platform.
-ATTENTION = {"gpu": ("chunked", "triton"), "tpu": ("chunked", "pallas"), "cpu": ("chunked", "rows")}
+ATTENTION = {
+    "gpu": ("chunked", "triton"),
+    "tpu": ("chunked", "pallas"),
+    "cpu": ("chunked", "rows", "native"),
+}
 PICTURES = 3
 BATCHES = (1, 8)
 # Steps of a picture: few of them, to be timed often, and as many as a one-shot picture has.

@@ -4,8 +4,8 @@
 
 --fixtures=DIR   folder with checkpoint/ and one .npz file a case
 --cases=A,B      only these cases (all)
---attention=NAME dense (the default), chunked, rows, auto, pallas or triton (kernels; on a CPU
-                 interpreted, and slow)
+--attention=NAME dense (the default), chunked, rows, native, auto, pallas or triton (kernels; on a
+                 CPU interpreted, and slow)
 --chunk=N        tokens of a chunk of chunked attention; 16, so that short sequences have several;
                  rows has blocks of its own
 --layers=NAME    scan (the default) or unroll

@@ -79,8 +79,8 @@ class ModelConfig:
         layer from its input), "attention" (that, but for the attention itself, whose output is
         kept, with any `attention` but dense), or "offload" (likewise, with inputs and outputs in
         the host's memory meanwhile).
-      attention: implementation in `kernels`; "auto" is "pallas" on TPUs, "triton" on GPUs
-        and "chunked" elsewhere.
+      attention: implementation in `kernels`; "auto" is "pallas" on TPUs, "triton" on GPUs,
+        and on CPUs "native", or "rows" where no C++ compiler is.
       freeze_und: stops the gradients of und tokens in every layer, so that the understanding expert
         and all that comes before it stay as they are; the head on top still learns.
       lora: adapters; with any, nothing else is trained.
@@ -110,7 +110,7 @@ class ModelConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     layers: Literal["scan", "unroll"] = "unroll"
     remat: Literal["none", "dots", "full", "attention", "offload"] = "none"
-    attention: Literal["dense", "rows", "chunked", "pallas", "triton", "auto"] = "dense"
+    attention: Literal["dense", "rows", "native", "chunked", "pallas", "triton", "auto"] = "dense"
     freeze_und: bool = False
     lora: LoraConfig = LoraConfig()
     vit: VitSizes = VitSizes()

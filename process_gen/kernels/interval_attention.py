@@ -12,9 +12,11 @@ Grouped query heads are supported. A query that sees no key returns 0 and has ze
 * `rows` is `chunked` for every row by itself, sorted by order, in blocks of 64: for
   training on a CPU, where few of many pairs are visible (docs/performance.md). Over a cache it is
   `dense`, which reads a cache as it lies.
+* `native` is the same in C++, on all cores (`native`); it wants a C++ compiler.
 * `pallas` is the same walk as TPU kernels (`flash_tpu`), `triton` as kernels for NVIDIA GPUs
   (`flash_gpu`).
-* `auto` is `pallas` on TPUs, `triton` on GPUs and `chunked` elsewhere.
+* `auto` is `pallas` on TPUs, `triton` on GPUs, and on CPUs `native`, or `rows` where no C++
+  compiler is.
 
 Fewer than 16 queries over a cache, such as a text that is being written, go to `dense`.
 """
@@ -30,6 +32,7 @@ from process_gen.kernels.by_row import by_row
 from process_gen.kernels.chunked import chunked
 from process_gen.kernels.dense import MIN_QUERIES, dense
 from process_gen.kernels.key_block import Attention, CachedKeys, KeyBlock
+from process_gen.kernels.native import compiler, native
 from process_gen.kernels.per_shard import per_shard
 from process_gen.sharding import rules
 
@@ -44,25 +47,29 @@ __all__ = [
 ]
 
 
-_BEST = {"tpu": "pallas", "gpu": "triton"}
+def chosen(implementation: str) -> str:
+    """What "auto" stands for on the devices of the mesh in force, which need not be here."""
+    if implementation != "auto":
+        return implementation
+    platform = rules.platform()
+    if platform == "cpu":
+        return "native" if compiler() else "rows"
+    return {"tpu": "pallas", "gpu": "triton"}.get(platform, "chunked")
 
 
-def _by_platform(
-    q_BxSxHxDh: jax.Array, order_BxS: jax.Array, blocks: Sequence[KeyBlock]
-) -> jax.Array:
-    """What is best on the devices of the mesh in force, which need not be here."""
-    name = _BEST.get(rules.platform(), "chunked")
-    return IMPLEMENTATIONS[name](q_BxSxHxDh, order_BxS, blocks)
+def _auto(q_BxSxHxDh: jax.Array, order_BxS: jax.Array, blocks: Sequence[KeyBlock]) -> jax.Array:
+    return IMPLEMENTATIONS[chosen("auto")](q_BxSxHxDh, order_BxS, blocks)
 
 
 # The compiler knows how to cut plain matrix products; loops and kernels are run per shard.
 IMPLEMENTATIONS: dict[str, Attention] = {
     "dense": dense,
     "rows": per_shard(by_row),
+    "native": per_shard(native),
     "chunked": per_shard(chunked),
     "pallas": per_shard(flash_tpu.flash),
     "triton": per_shard(flash_gpu.flash),
-    "auto": _by_platform,
+    "auto": _auto,
 }
 
 
@@ -78,14 +85,15 @@ def interval_attention(
       q_BxSxHxDh: queries, normed and rotated, not yet scaled by 1/sqrt(Dh).
       order_BxS: int32 orders of the queries.
       blocks: keys and values; their number of heads divides H. Only `dense` reads `CachedKeys` as
-        they lie, and is what `rows`, and any for few queries, then are.
+        they lie, and is what `rows`, `native`, and any for few queries, then are.
       implementation: a key of `IMPLEMENTATIONS`.
 
     Returns:
       ``[B, S, H, Dh]`` in the type of `q`; 0 for a query that sees nothing.
     """
+    implementation = chosen(implementation)
     cached = any(isinstance(block, CachedKeys) for block in blocks)
-    as_it_lies = implementation == "rows" or q_BxSxHxDh.shape[1] < MIN_QUERIES
+    as_it_lies = implementation in ("rows", "native") or q_BxSxHxDh.shape[1] < MIN_QUERIES
     if implementation == "dense" or (cached and as_it_lies):
         return dense(q_BxSxHxDh, order_BxS, blocks)
     plain = [block.block() if isinstance(block, CachedKeys) else block for block in blocks]

@@ -11,6 +11,7 @@ from jax.extend.core import jaxprs_in_params
 
 from process_gen.core.attention_mask import NEVER, PAD_ORDER, dense_mask
 from process_gen.core.configs import MeshConfig
+from process_gen.kernels import interval_attention as lib
 from process_gen.kernels.by_row import by_row
 from process_gen.kernels.interval_attention import (
     IMPLEMENTATIONS,
@@ -20,6 +21,7 @@ from process_gen.kernels.interval_attention import (
     dense,
     interval_attention,
 )
+from process_gen.kernels.native import native
 from process_gen.sharding import rules
 from process_gen.sharding.mesh import make_mesh
 
@@ -28,7 +30,8 @@ SIZES = (17, 1, 26)  # three blocks of keys: 44, no multiple of a chunk of 16
 DENSE = jax.jit(dense)
 CHUNKED = jax.jit(functools.partial(chunked, chunk=16))
 ROWS = jax.jit(functools.partial(by_row, block=8))
-IN_BLOCKS, ALL = (CHUNKED, ROWS), (DENSE, CHUNKED, ROWS)
+NATIVE = jax.jit(native)
+IN_BLOCKS, ALL = (CHUNKED, ROWS, NATIVE), (DENSE, CHUNKED, ROWS, NATIVE)
 
 
 def random_rows(seed, q_heads=H, kv_heads=KV, sizes=SIZES, sq=SQ, dh=DH):
@@ -262,7 +265,15 @@ def test_blocks_hold_no_array_of_all_pairs():
 
 
 def test_the_interface_picks_the_implementation():
-    assert set(IMPLEMENTATIONS) == {"dense", "rows", "chunked", "pallas", "triton", "auto"}
+    assert set(IMPLEMENTATIONS) == {
+        "dense",
+        "rows",
+        "native",
+        "chunked",
+        "pallas",
+        "triton",
+        "auto",
+    }
     rows = random_rows(10)
     pick = jax.jit(interval_attention, static_argnums=3)
     for name in IMPLEMENTATIONS:
@@ -271,7 +282,9 @@ def test_the_interface_picks_the_implementation():
         interval_attention(*rows, "flash")
 
 
-@pytest.mark.parametrize(("name", "queries"), [("rows", 21), ("chunked", 15), ("triton", 15)])
+@pytest.mark.parametrize(
+    ("name", "queries"), [("rows", 21), ("native", 21), ("chunked", 15), ("triton", 15)]
+)
 def test_a_cache_is_read_as_it_lies(name, queries):
     q, order, (cache, *blocks) = random_rows(11, sq=queries)
     k, v = cache.k_BxSxKxDh.transpose(0, 2, 3, 1), cache.v_BxSxKxDh.swapaxes(1, 2)
@@ -292,19 +305,26 @@ def test_few_queries_are_not_sorted():
         assert ("stablehlo.sort" in program.lower(q, order, blocks).as_text()) == sorted_
 
 
-def test_auto_has_kernels_for_gpus(monkeypatch):
+@pytest.mark.parametrize(
+    ("platform", "compiler", "name"),
+    [("gpu", "g++", "triton"), ("tpu", "", "pallas"), ("cpu", "g++", "native"), ("cpu", "", "rows"),
+     ("other", "g++", "chunked")],
+)  # fmt: skip
+def test_auto_is_what_the_platform_does_best(platform, compiler, name, monkeypatch):
+    monkeypatch.setattr(rules, "platform", lambda: platform)
+    monkeypatch.setattr(lib, "compiler", lambda: compiler)
+    assert lib.chosen("auto") == name and lib.chosen("dense") == "dense"
     seen = []
-    monkeypatch.setattr(rules, "platform", lambda: "gpu")
-    monkeypatch.setitem(IMPLEMENTATIONS, "triton", lambda q, *_: seen.append(1) or q)
+    monkeypatch.setitem(IMPLEMENTATIONS, name, lambda q, *_: seen.append(1) or q)
     interval_attention(*random_rows(0), "auto")
     assert seen
 
 
-@pytest.mark.parametrize(("platform", "chosen"), [("tpu", "pallas"), ("cpu", "chunked")])
+@pytest.mark.parametrize(("platform", "chosen"), [("tpu", "pallas"), ("cpu", "native")])
 def test_auto_follows_the_devices_of_the_mesh(platform, chosen, monkeypatch):
     """Those are asked that the program is made for, not those that are here."""
     seen = []
-    for name in ("pallas", "chunked"):
+    for name in ("pallas", "native"):
         implementation = functools.partial(lambda n, q, *_: seen.append(n) or q, name)
         monkeypatch.setitem(IMPLEMENTATIONS, name, implementation)
     q, order, blocks = random_rows(0)

@@ -18,6 +18,7 @@ from process_gen.core.configs import MeshConfig
 from process_gen.kernels.by_row import by_row
 from process_gen.kernels.flash_tpu import flash
 from process_gen.kernels.interval_attention import KeyBlock, chunked, dense
+from process_gen.kernels.native import native
 from process_gen.kernels.per_shard import per_shard
 from process_gen.sharding.mesh import make_mesh
 
@@ -54,6 +55,7 @@ for name, attention in (
     ("pallas", functools.partial(flash, **blocks)),
     ("chunked", functools.partial(chunked, chunk=16)),
     ("rows", functools.partial(by_row, block=16)),
+    ("native", native),
 ):
     wrapped = per_shard(attention)
     for sizes in CASES[name]:
@@ -72,6 +74,7 @@ FOUR = {
         {"data": 1, "tensor": 4},  # does not divide two key heads
     ],
     "rows": [{"data": 4}, {"data": 1, "fsdp": 2, "tensor": 2}],
+    "native": [{"data": 4}, {"data": 1, "fsdp": 2, "tensor": 2}],
     "pallas": [{"data": 1, "tensor": 2, "context": 2}],
 }
 

@@ -1,0 +1,417 @@
+// Interval attention for CPUs, forward and backward, as two functions that XLA calls (jax.ffi).
+//
+// What `by_row` does in XLA's own loops: every row by itself, its queries sorted by order and its
+// keys by where they begin to be seen, in blocks of 64, of which those that nobody sees are not
+// visited and those that are seen whole take no mask. A block of scores stays in the core's first
+// cache, and rows and key heads are dealt to the threads of XLA's pool. No sum is shared between
+// threads, so results do not depend on their number.
+//
+// Exponentials are powers of two, and log-sum-exp is one in base 2, as in `flash_gpu_kernels`.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+using Floats = ffi::Buffer<ffi::F32>;
+using Ints = ffi::Buffer<ffi::S32>;
+using Out = ffi::Result<ffi::Buffer<ffi::F32>>;
+
+constexpr int kBlock = 64;
+constexpr float kLog2e = 1.44269504088896341f;
+constexpr float kFloor = -1e30f, kHidden = -1e38f;
+
+// ---- eight numbers at a time --------------------------------------------------------------------
+
+using Vec = float __attribute__((vector_size(32)));
+using Loose = float __attribute__((vector_size(32), aligned(4)));
+using IntVec = int32_t __attribute__((vector_size(32)));
+constexpr int kLanes = 8;
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
+inline void store(float* p, Vec x) { *reinterpret_cast<Loose*>(p) = x; }
+inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
+
+inline IntVec load_ints(const int32_t* p) {
+  IntVec x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+
+// 2^x, to 2e-7 of it: the fraction by a polynomial (Cephes, exp2f), the rest into the exponent.
+inline Vec exp2(Vec x) {
+  const Vec least = splat(-126.0f), shift = splat(12582912.0f);  // 1.5 * 2^23 rounds to integers
+  x = x < least ? least : x;
+  const Vec rounded = x + shift;
+  const IntVec whole = (IntVec)rounded - (IntVec)shift;
+  const Vec part = x - (rounded - shift);
+  Vec p = splat(1.535336188319500e-4f);
+  for (float c : {1.339887440266574e-3f, 9.618437357674640e-3f, 5.550332471162809e-2f,
+                  2.402264791363012e-1f, 6.931472028550421e-1f, 1.0f}) {
+    p = p * part + splat(c);
+  }
+  return (Vec)((IntVec)p + (whole << 23));
+}
+
+// ---- small matrix products ----------------------------------------------------------------------
+
+// C[kRows, 8 kVecs] = (accumulate ? C : 0) + A B; element (i, k) of A lies at a[i * ai + k * ak].
+// Everything is unrolled, or the sums would not stay in registers.
+template <int kRows, int kVecs>
+inline __attribute__((always_inline)) void tile(int inner, const float* a, int ai, int ak,
+                                                const float* b, int ldb, float* c, int ldc,
+                                                bool accumulate) {
+  Vec sum[kRows][kVecs];
+  const float* row[kRows];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; i++) {
+    row[i] = a + i * ai;
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; j++) {
+      sum[i][j] = accumulate ? load(c + i * ldc + kLanes * j) : splat(0.0f);
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < inner; k++, b += ldb) {
+    Vec columns[kVecs];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; j++) columns[j] = load(b + kLanes * j);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; i++) {
+      const Vec x = splat(*row[i]);
+      row[i] += ak;
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; j++) sum[i][j] += x * columns[j];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; i++) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; j++) store(c + i * ldc + kLanes * j, sum[i][j]);
+  }
+}
+
+struct Matrix {
+  const float* at;
+  int by_row, by_column;
+};
+
+template <int kVecs, int kRows>
+void columns(int rows, int inner, Matrix a, const float* b, int ldb, float* c, int ldc,
+             bool accumulate) {
+  int i = 0;
+  for (; i + kRows <= rows; i += kRows) {
+    tile<kRows, kVecs>(inner, a.at + i * a.by_row, a.by_row, a.by_column, b, ldb, c + i * ldc, ldc,
+                       accumulate);
+  }
+  for (; i < rows; i++) {
+    tile<1, kVecs>(inner, a.at + i * a.by_row, a.by_row, a.by_column, b, ldb, c + i * ldc, ldc,
+                   accumulate);
+  }
+}
+
+// C[rows, width] = (accumulate ? C : 0) + A[rows, inner] B[inner, width], width a multiple of 8.
+void product(int rows, int width, int inner, Matrix a, const float* b, int ldb, float* c, int ldc,
+             bool accumulate) {
+  for (int n = 0; n < width;) {
+    const int left = (width - n) / kLanes;
+    if (left == 3) {
+      columns<3, 4>(rows, inner, a, b + n, ldb, c + n, ldc, accumulate);
+      n += 3 * kLanes;
+    } else if (left >= 2) {
+      columns<2, 4>(rows, inner, a, b + n, ldb, c + n, ldc, accumulate);
+      n += 2 * kLanes;
+    } else {
+      columns<1, 8>(rows, inner, a, b + n, ldb, c + n, ldc, accumulate);
+      n += kLanes;
+    }
+  }
+}
+
+// ---- who sees whom ------------------------------------------------------------------------------
+
+enum class Seen { kNone, kPart, kWhole };
+
+// The tokens of one row, sorted, filled up to whole blocks with what neither sees nor is seen.
+struct Row {
+  std::vector<int> query, key;  // where they lie
+  std::vector<int32_t> order, from, to;
+
+  Row(const int32_t* orders, int queries, const int32_t* froms, const int32_t* tos, int keys)
+      : query(queries), key(keys) {
+    std::iota(query.begin(), query.end(), 0);
+    std::iota(key.begin(), key.end(), 0);
+    auto rank = [&](int i) { return orders[i] < 0 ? INT32_MAX : orders[i]; };  // padding comes last
+    std::stable_sort(query.begin(), query.end(), [&](int a, int b) { return rank(a) < rank(b); });
+    std::stable_sort(key.begin(), key.end(), [&](int a, int b) { return froms[a] < froms[b]; });
+    auto filled = [](int n) { return (n + kBlock - 1) / kBlock * kBlock; };
+    order.assign(filled(queries), -1);
+    from.assign(filled(keys), INT32_MAX);
+    to.assign(filled(keys), -1);
+    for (int i = 0; i < queries; i++) order[i] = orders[query[i]];
+    for (int j = 0; j < keys; j++) from[j] = froms[key[j]], to[j] = tos[key[j]];
+  }
+
+  // As `block_visits.visited_blocks` and `whole_blocks`.
+  Seen seen(int i, int j) const {
+    const auto o = order.begin() + i * kBlock;
+    int32_t first = INT32_MAX, last = -1, least = INT32_MAX;
+    for (auto x = o; x != o + kBlock; x++) {
+      if (*x >= 0) first = std::min(first, *x);
+      last = std::max(last, *x);
+      least = std::min(least, *x);
+    }
+    const auto a = from.begin() + j * kBlock, b = to.begin() + j * kBlock;
+    const auto [opens, opened] = std::minmax_element(a, a + kBlock);
+    const auto [closed, closes] = std::minmax_element(b, b + kBlock);
+    if (*opens > last || first > *closes) return Seen::kNone;
+    return *opened <= least && last <= *closed ? Seen::kWhole : Seen::kPart;
+  }
+
+  // `core.attention_mask.may_attend` of one query and eight keys; all bits set where it may.
+  IntVec may_attend(int query, int key) const {
+    const IntVec o = IntVec{} + order[query];
+    return (load_ints(&from[key]) <= o) & (o <= load_ints(&to[key]));
+  }
+};
+
+// ---- shapes and threads -------------------------------------------------------------------------
+
+struct Sizes {
+  int rows, queries, keys, heads, kv_heads, dim, width, group;
+
+  Sizes(const Floats& q, const Floats& k)
+      : rows(q.dimensions()[0]), queries(q.dimensions()[1]), keys(k.dimensions()[1]),
+        heads(q.dimensions()[2]), kv_heads(k.dimensions()[2]), dim(q.dimensions()[3]),
+        width((dim + kLanes - 1) / kLanes * kLanes), group(heads / kv_heads) {}
+
+  int blocks(int tokens) const { return (tokens + kBlock - 1) / kBlock; }
+  size_t query(int row, int token, int head) const {
+    return ((size_t(row) * queries + token) * heads + head) * dim;
+  }
+  size_t key(int row, int token, int head) const {
+    return ((size_t(row) * keys + token) * kv_heads + head) * dim;
+  }
+  size_t statistic(int row, int head, int token) const {
+    return (size_t(row) * heads + head) * queries + token;
+  }
+};
+
+// Calls work(0) .. work(count - 1) on the pool and on this thread. It waits for work that somebody
+// has begun, never for a thread to come free: all of them may be waiting here.
+void deal(ffi::ThreadPool& pool, int count, const std::function<void(int)>& work) {
+  struct State {
+    std::atomic<int> next{0};
+    int done = 0;
+    std::mutex mutex;
+    std::condition_variable changed;
+  };
+  auto state = std::make_shared<State>();
+  auto take = [state, count, &work] {
+    for (int i; (i = state->next.fetch_add(1)) < count;) {
+      work(i);
+      std::lock_guard<std::mutex> lock(state->mutex);
+      if (++state->done == count) state->changed.notify_one();
+    }
+  };
+  const int helpers = std::min<int>(count, pool.num_threads()) - 1;
+  for (int i = 0; i < helpers; i++) pool.Schedule([take] { take(); });
+  take();
+  std::unique_lock<std::mutex> lock(state->mutex);
+  state->changed.wait(lock, [&] { return state->done == count; });
+}
+
+// Keys or values of one row and key head, block by block with features as rows, ``[J, width, 64]``.
+std::vector<float> turned(const Sizes& n, const Row& row, int r, int head, const float* x) {
+  std::vector<float> found(size_t(n.blocks(n.keys)) * n.width * kBlock);
+  for (int j = 0; j < n.keys; j++) {
+    const float* from = x + n.key(r, row.key[j], head);
+    float* to = &found[size_t(j / kBlock) * n.width * kBlock + j % kBlock];
+    for (int d = 0; d < n.dim; d++) to[d * kBlock] = from[d];
+  }
+  return found;
+}
+
+// The same, sorted and filled up, ``[J * 64, width]``.
+std::vector<float> laid_out(const Sizes& n, const Row& row, int r, int head, const float* x) {
+  std::vector<float> found(size_t(n.blocks(n.keys)) * kBlock * n.width);
+  for (int j = 0; j < n.keys; j++) {
+    std::memcpy(&found[size_t(j) * n.width], x + n.key(r, row.key[j], head), 4 * n.dim);
+  }
+  return found;
+}
+
+using Block = std::vector<float>;  // 64 queries by features, or by 64 keys
+
+void fetch(const Sizes& n, const Row& row, int r, int head, int i, const float* x, float scale,
+           Block& block) {
+  std::fill(block.begin(), block.end(), 0.0f);
+  for (int s = 0; s < kBlock && i * kBlock + s < n.queries; s++) {
+    const float* from = x + n.query(r, row.query[i * kBlock + s], head);
+    for (int d = 0; d < n.dim; d++) block[s * n.width + d] = from[d] * scale;
+  }
+}
+
+// ---- the two functions --------------------------------------------------------------------------
+
+ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints order, Ints from,
+                   Ints to, Out out, Out lse) {
+  const Sizes n(q, k);
+  const float scale = kLog2e / std::sqrt(float(n.dim));
+  deal(pool, n.rows * n.kv_heads, [&](int item) {
+    const int r = item / n.kv_heads, kv = item % n.kv_heads;
+    const Row row(order.typed_data() + size_t(r) * n.queries, n.queries,
+                  from.typed_data() + size_t(r) * n.keys, to.typed_data() + size_t(r) * n.keys,
+                  n.keys);
+    const auto keys = turned(n, row, r, kv, k.typed_data());
+    const auto values = laid_out(n, row, r, kv, v.typed_data());
+    Block queries(kBlock * n.width), sum(kBlock * n.width), scores(kBlock * kBlock);
+    for (int i = 0; i < n.blocks(n.queries); i++) {
+      const int used = std::min(kBlock, n.queries - i * kBlock);
+      for (int head = kv * n.group; head < (kv + 1) * n.group; head++) {
+        fetch(n, row, r, head, i, q.typed_data(), scale, queries);
+        std::fill(sum.begin(), sum.end(), 0.0f);
+        float highest[kBlock], total[kBlock] = {};
+        std::fill_n(highest, kBlock, kFloor);
+        for (int j = 0; j < n.blocks(n.keys); j++) {
+          const Seen seen = row.seen(i, j);
+          if (seen == Seen::kNone) continue;
+          product(used, kBlock, n.dim, {queries.data(), n.width, 1},
+                  &keys[size_t(j) * n.width * kBlock], kBlock, scores.data(), kBlock, false);
+          for (int s = 0; s < used; s++) {
+            float* line = &scores[s * kBlock];
+            Vec most = splat(kHidden);
+            for (int t = 0; t < kBlock; t += kLanes) {
+              Vec x = load(line + t);
+              if (seen == Seen::kPart) {
+                x = row.may_attend(i * kBlock + s, j * kBlock + t) ? x : splat(kHidden);
+                store(line + t, x);
+              }
+              most = most > x ? most : x;
+            }
+            const float before = highest[s];
+            for (int t = 0; t < kLanes; t++) highest[s] = std::max(highest[s], most[t]);
+            const Vec top = splat(highest[s]);
+            Vec added = splat(0.0f);
+            for (int t = 0; t < kBlock; t += kLanes) {
+              const Vec x = load(line + t);
+              Vec weight = exp2(x - top);
+              if (seen == Seen::kPart) weight = x > splat(0.1f * kHidden) ? weight : splat(0.0f);
+              store(line + t, weight);
+              added += weight;
+            }
+            const float rescale = std::exp2(before - highest[s]);
+            total[s] *= rescale;
+            for (int t = 0; t < kLanes; t++) total[s] += added[t];
+            if (rescale == 1.0f) continue;
+            for (int d = 0; d < n.width; d++) sum[s * n.width + d] *= rescale;
+          }
+          product(used, n.width, kBlock, {scores.data(), kBlock, 1},
+                  &values[size_t(j) * kBlock * n.width], n.width, sum.data(), n.width, true);
+        }
+        for (int s = 0; s < used; s++) {
+          const int token = row.query[i * kBlock + s];
+          const float whole = total[s] == 0.0f ? 1.0f : total[s];  // of one that sees nothing
+          float* to_out = out->typed_data() + n.query(r, token, head);
+          for (int d = 0; d < n.dim; d++) to_out[d] = sum[s * n.width + d] / whole;
+          lse->typed_data()[n.statistic(r, head, token)] = highest[s] + std::log2(whole);
+        }
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints order, Ints from,
+                    Ints to, Floats lse, Floats delta, Floats d_out, Out dq, Out dk, Out dv) {
+  const Sizes n(q, k);
+  const float scale = 1.0f / std::sqrt(float(n.dim));
+  deal(pool, n.rows * n.kv_heads, [&](int item) {
+    const int r = item / n.kv_heads, kv = item % n.kv_heads;
+    const Row row(order.typed_data() + size_t(r) * n.queries, n.queries,
+                  from.typed_data() + size_t(r) * n.keys, to.typed_data() + size_t(r) * n.keys,
+                  n.keys);
+    const auto keys = turned(n, row, r, kv, k.typed_data());
+    const auto values = turned(n, row, r, kv, v.typed_data());
+    const auto plain_keys = laid_out(n, row, r, kv, k.typed_data());
+    std::vector<float> by_key(plain_keys.size()), by_value(plain_keys.size());
+    Block queries(kBlock * n.width), d_outs(kBlock * n.width), by_query(kBlock * n.width);
+    Block weights(kBlock * kBlock), d_scores(kBlock * kBlock);
+    for (int i = 0; i < n.blocks(n.queries); i++) {
+      const int used = std::min(kBlock, n.queries - i * kBlock);
+      for (int head = kv * n.group; head < (kv + 1) * n.group; head++) {
+        fetch(n, row, r, head, i, q.typed_data(), scale, queries);
+        fetch(n, row, r, head, i, d_out.typed_data(), 1.0f, d_outs);
+        std::fill(by_query.begin(), by_query.end(), 0.0f);
+        for (int j = 0; j < n.blocks(n.keys); j++) {
+          const Seen seen = row.seen(i, j);
+          if (seen == Seen::kNone) continue;
+          const size_t block = size_t(j) * n.width * kBlock;
+          product(used, kBlock, n.dim, {queries.data(), n.width, 1}, &keys[block], kBlock,
+                  weights.data(), kBlock, false);
+          product(used, kBlock, n.dim, {d_outs.data(), n.width, 1}, &values[block], kBlock,
+                  d_scores.data(), kBlock, false);
+          for (int s = 0; s < used; s++) {
+            const size_t at = n.statistic(r, head, row.query[i * kBlock + s]);
+            const Vec log_sum = splat(lse.typed_data()[at]), own = splat(delta.typed_data()[at]);
+            for (int t = 0; t < kBlock; t += kLanes) {
+              float *weight = &weights[s * kBlock + t], *d_score = &d_scores[s * kBlock + t];
+              Vec x = exp2(load(weight) * splat(kLog2e) - log_sum);
+              if (seen == Seen::kPart) {
+                x = row.may_attend(i * kBlock + s, j * kBlock + t) ? x : splat(0.0f);
+              }
+              store(weight, x);
+              store(d_score, x * (load(d_score) - own));
+            }
+          }
+          product(used, n.width, kBlock, {d_scores.data(), kBlock, 1}, &plain_keys[block], n.width,
+                  by_query.data(), n.width, true);
+          product(kBlock, n.width, used, {d_scores.data(), 1, kBlock}, queries.data(), n.width,
+                  &by_key[block], n.width, true);
+          product(kBlock, n.width, used, {weights.data(), 1, kBlock}, d_outs.data(), n.width,
+                  &by_value[block], n.width, true);
+        }
+        for (int s = 0; s < used; s++) {
+          float* to_q = dq->typed_data() + n.query(r, row.query[i * kBlock + s], head);
+          for (int d = 0; d < n.dim; d++) to_q[d] = by_query[s * n.width + d] * scale;
+        }
+      }
+    }
+    for (int j = 0; j < n.keys; j++) {
+      const size_t at = n.key(r, row.key[j], kv);
+      std::memcpy(dk->typed_data() + at, &by_key[size_t(j) * n.width], 4 * n.dim);
+      std::memcpy(dv->typed_data() + at, &by_value[size_t(j) * n.width], 4 * n.dim);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(interval_attention_forward, forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>().Arg<Floats>().Arg<Floats>()
+                                  .Arg<Ints>().Arg<Ints>().Arg<Ints>()
+                                  .Ret<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(interval_attention_backward, backward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Floats>().Arg<Floats>().Arg<Floats>()
+                                  .Arg<Ints>().Arg<Ints>().Arg<Ints>()
+                                  .Arg<Floats>().Arg<Floats>().Arg<Floats>()
+                                  .Ret<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>());
