@@ -15,8 +15,8 @@ Grouped query heads are supported. A query that sees no key returns 0 and has ze
 * `native` is the same in C++, on all cores (`native`); it wants a C++ compiler.
 * `pallas` is the same walk as TPU kernels (`flash_tpu`), `triton` as kernels for NVIDIA GPUs
   (`flash_gpu`).
-* `auto` is `pallas` on TPUs, `triton` on GPUs, and on CPUs `native`, or `rows` where no C++
-  compiler is.
+* `auto` is `pallas` on TPUs, `triton` on GPUs, and on CPUs `native`, or `rows` where that
+  cannot be compiled.
 
 Fewer than 16 queries over a cache, such as a text that is being written, go to `dense`.
 """
@@ -32,7 +32,7 @@ from process_gen.kernels.by_row import by_row
 from process_gen.kernels.chunked import chunked
 from process_gen.kernels.dense import MIN_QUERIES, dense
 from process_gen.kernels.key_block import Attention, CachedKeys, KeyBlock
-from process_gen.kernels.native import compiler, native
+from process_gen.kernels.native import available, native
 from process_gen.kernels.per_shard import per_shard
 from process_gen.sharding import rules
 
@@ -53,7 +53,7 @@ def chosen(implementation: str) -> str:
         return implementation
     platform = rules.platform()
     if platform == "cpu":
-        return "native" if compiler() else "rows"
+        return "native" if available() else "rows"
     return {"tpu": "pallas", "gpu": "triton"}.get(platform, "chunked")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -26,10 +27,11 @@ from jax.ad_checkpoint import checkpoint_name
 from process_gen.core.errors import ConfigError
 from process_gen.kernels.key_block import ATTENDED, KeyBlock
 
+_LOG = logging.getLogger(__name__)
+
 SOURCE = Path(__file__).with_name("native.cc")
-_FLAGS = (
-    "-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread",
-)  # fmt: skip
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
+_FASTER = "-march=native"  # which some compilers do not know
 _FORWARD, _BACKWARD = "interval_attention_forward", "interval_attention_backward"
 
 
@@ -96,6 +98,19 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
+@functools.cache
+def available() -> bool:
+    """Whether this machine can have it; that a compiler is here and refuses is told."""
+    if compiler() is None:
+        return False
+    try:
+        library()
+    except (ConfigError, OSError) as error:  # OSError: what it made cannot be loaded
+        _LOG.warning("attention in C++ cannot be had, so it runs as 'rows': %s", error)
+        return False
+    return True
+
+
 def compiler() -> str | None:
     """The C++ compiler of this machine: what CXX names, or c++ or g++."""
     named = os.environ.get("CXX")
@@ -111,7 +126,13 @@ def cache_dir() -> Path:
 def _compiled(compiler: str) -> Path:
     """The library for this source, compiler and processor; a home may be shared by several."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-    parts = (SOURCE.read_text(), " ".join(_FLAGS), version, jaxlib.__version__, _processor())
+    parts = (
+        SOURCE.read_text(),
+        " ".join((*_FLAGS, _FASTER)),
+        version,
+        jaxlib.__version__,
+        _processor(),
+    )
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     file = cache_dir() / f"attention_{digest}.so"
     if file.exists():
@@ -120,8 +141,11 @@ def _compiled(compiler: str) -> Path:
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
         made = Path(folder) / file.name
         command = [compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", made]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
+        for further in ([_FASTER], []):
+            done = subprocess.run([*command, *further], capture_output=True, text=True)
+            if not done.returncode:
+                break
+        else:
             raise ConfigError(
                 f"model.attention='native': {compiler} refuses {SOURCE.name}: "
                 f"{done.stderr.strip()[-300:] or 'no reason given'}; 'rows' does without"

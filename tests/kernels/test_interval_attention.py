@@ -306,13 +306,13 @@ def test_few_queries_are_not_sorted():
 
 
 @pytest.mark.parametrize(
-    ("platform", "compiler", "name"),
-    [("gpu", "g++", "triton"), ("tpu", "", "pallas"), ("cpu", "g++", "native"), ("cpu", "", "rows"),
-     ("other", "g++", "chunked")],
+    ("platform", "compiled", "name"),
+    [("gpu", True, "triton"), ("tpu", False, "pallas"), ("cpu", True, "native"),
+     ("cpu", False, "rows"), ("other", True, "chunked")],
 )  # fmt: skip
-def test_auto_is_what_the_platform_does_best(platform, compiler, name, monkeypatch):
+def test_auto_is_what_the_platform_does_best(platform, compiled, name, monkeypatch):
     monkeypatch.setattr(rules, "platform", lambda: platform)
-    monkeypatch.setattr(lib, "compiler", lambda: compiler)
+    monkeypatch.setattr(lib, "available", lambda: compiled)
     assert lib.chosen("auto") == name and lib.chosen("dense") == "dense"
     seen = []
     monkeypatch.setitem(IMPLEMENTATIONS, name, lambda q, *_: seen.append(1) or q)

@@ -80,30 +80,43 @@ def test_many_calls_at_a_time_end():
 
 @pytest.fixture
 def afresh():
-    native_lib.library.cache_clear()
+    cached = (native_lib.library, native_lib.available)
+    for function in cached:
+        function.cache_clear()
     yield
-    native_lib.library.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
-def test_without_a_compiler_it_says_what_to_do(afresh, monkeypatch):
+def test_without_a_compiler_it_says_what_to_do(afresh, monkeypatch, caplog):
     monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not native_lib.available() and not caplog.records
     with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler.*'rows', which does without"):
         native_lib.library()
 
 
-def test_a_compiler_that_refuses_is_quoted(afresh, monkeypatch, tmp_path):
+def test_a_compiler_that_refuses_is_quoted(afresh, monkeypatch, tmp_path, caplog):
     broken = tmp_path / "native.cc"
     broken.write_text("#error no such thing\n")
     monkeypatch.setattr(native_lib, "SOURCE", broken)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(ConfigError, match="refuses native.cc.*no such thing"):
         native_lib.library()
+    assert not native_lib.available() and "cannot be had" in caplog.text
     assert not list((tmp_path / "cache" / "process_gen" / "native").iterdir())
+
+
+def test_a_compiler_that_does_not_know_the_processor_compiles_all_the_same(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native_lib, "_FASTER", "-march=unheard-of")
+    found = native_lib.compiler()
+    assert found and native_lib._compiled(found).exists() and native_lib.available()
 
 
 def test_it_is_compiled_once_for_each_source(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiler = native_lib.compiler()
+    assert compiler
     file = native_lib._compiled(compiler)
     written = file.stat().st_mtime_ns
     assert native_lib._compiled(compiler) == file and file.stat().st_mtime_ns == written
