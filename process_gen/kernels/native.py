@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import logging
 import os
 import platform
@@ -21,7 +22,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 from jax.ad_checkpoint import checkpoint_name
 
 from process_gen.core.errors import ConfigError
@@ -130,7 +130,7 @@ def _compiled(compiler: str) -> Path:
         SOURCE.read_text(),
         " ".join((*_FLAGS, _FASTER)),
         version,
-        jaxlib.__version__,
+        importlib.metadata.version("jaxlib"),
         _processor(),
     )
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
