@@ -82,6 +82,7 @@ def read_config(**model: Any) -> Config:
         "und_grid": main["vit_max_num_patch_per_side"],
         "time_features": 256,
         "prediction": "velocity",
+        "attention": "auto",
         "vit": {
             "width": vit["hidden_size"],
             "mlp_width": vit["intermediate_size"],
