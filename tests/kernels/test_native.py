@@ -22,6 +22,8 @@ from tests.kernels.against_dense import (
     tensors,
 )
 
+pytestmark = pytest.mark.skipif(native_lib.compiler() is None, reason="needs a C++ compiler")
+
 
 def test_equals_dense_with_three_gradients():
     place = packs(2, 4)

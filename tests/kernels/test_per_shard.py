@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from process_gen.kernels.native import compiler
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # Runs in a process of its own: the number of devices is fixed when JAX starts.
@@ -74,7 +76,7 @@ FOUR = {
         {"data": 1, "tensor": 4},  # does not divide two key heads
     ],
     "rows": [{"data": 4}, {"data": 1, "fsdp": 2, "tensor": 2}],
-    "native": [{"data": 4}, {"data": 1, "fsdp": 2, "tensor": 2}],
+    "native": [{"data": 4}, {"data": 1, "fsdp": 2, "tensor": 2}] if compiler() else [],
     "pallas": [{"data": 1, "tensor": 2, "context": 2}],
 }
 
