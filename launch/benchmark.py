@@ -7,7 +7,8 @@
 
 --suite=train|sample|data|bagel_cpu|steps|sizes
 --config=FILE         whose step and data, or sizes, are measured; train, data and sizes
---parts=A,B           of attention, step, painting, trajectory (all); sizes
+--parts=PART          attention, step, painting or trajectory; may be given several times
+                      (all); sizes
 --checkpoint=DIR      who paints; default: the painter that comes along; sample and
                       steps
 --rounds=N            timed rounds of each call, interleaved (5); of data at least 20

@@ -180,6 +180,21 @@ struct Row {
     return *opened <= least && last <= *closed ? Seen::kWhole : Seen::kPart;
   }
 
+  struct Visit {
+    int block;
+    bool masked;
+  };
+
+  // The blocks of keys that the i-th block of queries visits.
+  std::vector<Visit> visits(int i) const {
+    std::vector<Visit> found;
+    for (int j = 0; j < int(from.size()) / kBlock; j++) {
+      const Seen kind = seen(i, j);
+      if (kind != Seen::kNone) found.push_back({j, kind == Seen::kPart});
+    }
+    return found;
+  }
+
   // `core.attention_mask.may_attend` of one query and eight keys; all bits set where it may.
   IntVec may_attend(int query, int key) const {
     const IntVec o = IntVec{} + order[query];
@@ -233,6 +248,11 @@ void deal(ffi::ThreadPool& pool, int count, const std::function<void(int)>& work
   state->changed.wait(lock, [&] { return state->done == count; });
 }
 
+Row sorted(const Sizes& n, int r, const Ints& order, const Ints& from, const Ints& to) {
+  return Row(order.typed_data() + size_t(r) * n.queries, n.queries,
+             from.typed_data() + size_t(r) * n.keys, to.typed_data() + size_t(r) * n.keys, n.keys);
+}
+
 // Keys or values of one row and key head, block by block with features as rows, ``[J, width, 64]``.
 std::vector<float> turned(const Sizes& n, const Row& row, int r, int head, const float* x) {
   std::vector<float> found(size_t(n.blocks(n.keys)) * n.width * kBlock);
@@ -272,22 +292,19 @@ ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints orde
   const float scale = kLog2e / std::sqrt(float(n.dim));
   deal(pool, n.rows * n.kv_heads, [&](int item) {
     const int r = item / n.kv_heads, kv = item % n.kv_heads;
-    const Row row(order.typed_data() + size_t(r) * n.queries, n.queries,
-                  from.typed_data() + size_t(r) * n.keys, to.typed_data() + size_t(r) * n.keys,
-                  n.keys);
+    const Row row = sorted(n, r, order, from, to);
     const auto keys = turned(n, row, r, kv, k.typed_data());
     const auto values = laid_out(n, row, r, kv, v.typed_data());
     Block queries(kBlock * n.width), sum(kBlock * n.width), scores(kBlock * kBlock);
     for (int i = 0; i < n.blocks(n.queries); i++) {
       const int used = std::min(kBlock, n.queries - i * kBlock);
+      const auto visits = row.visits(i);
       for (int head = kv * n.group; head < (kv + 1) * n.group; head++) {
         fetch(n, row, r, head, i, q.typed_data(), scale, queries);
         std::fill(sum.begin(), sum.end(), 0.0f);
         float highest[kBlock], total[kBlock] = {};
         std::fill_n(highest, kBlock, kFloor);
-        for (int j = 0; j < n.blocks(n.keys); j++) {
-          const Seen seen = row.seen(i, j);
-          if (seen == Seen::kNone) continue;
+        for (const auto [j, masked] : visits) {
           product(used, kBlock, n.dim, {queries.data(), n.width, 1},
                   &keys[size_t(j) * n.width * kBlock], kBlock, scores.data(), kBlock, false);
           for (int s = 0; s < used; s++) {
@@ -295,7 +312,7 @@ ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints orde
             Vec most = splat(kHidden);
             for (int t = 0; t < kBlock; t += kLanes) {
               Vec x = load(line + t);
-              if (seen == Seen::kPart) {
+              if (masked) {
                 x = row.may_attend(i * kBlock + s, j * kBlock + t) ? x : splat(kHidden);
                 store(line + t, x);
               }
@@ -308,7 +325,7 @@ ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints orde
             for (int t = 0; t < kBlock; t += kLanes) {
               const Vec x = load(line + t);
               Vec weight = exp2(x - top);
-              if (seen == Seen::kPart) weight = x > splat(0.1f * kHidden) ? weight : splat(0.0f);
+              if (masked) weight = x > splat(0.1f * kHidden) ? weight : splat(0.0f);
               store(line + t, weight);
               added += weight;
             }
@@ -340,9 +357,7 @@ ffi::Error backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints ord
   const float scale = 1.0f / std::sqrt(float(n.dim));
   deal(pool, n.rows * n.kv_heads, [&](int item) {
     const int r = item / n.kv_heads, kv = item % n.kv_heads;
-    const Row row(order.typed_data() + size_t(r) * n.queries, n.queries,
-                  from.typed_data() + size_t(r) * n.keys, to.typed_data() + size_t(r) * n.keys,
-                  n.keys);
+    const Row row = sorted(n, r, order, from, to);
     const auto keys = turned(n, row, r, kv, k.typed_data());
     const auto values = turned(n, row, r, kv, v.typed_data());
     const auto plain_keys = laid_out(n, row, r, kv, k.typed_data());
@@ -351,13 +366,12 @@ ffi::Error backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints ord
     Block weights(kBlock * kBlock), d_scores(kBlock * kBlock);
     for (int i = 0; i < n.blocks(n.queries); i++) {
       const int used = std::min(kBlock, n.queries - i * kBlock);
+      const auto visits = row.visits(i);
       for (int head = kv * n.group; head < (kv + 1) * n.group; head++) {
         fetch(n, row, r, head, i, q.typed_data(), scale, queries);
         fetch(n, row, r, head, i, d_out.typed_data(), 1.0f, d_outs);
         std::fill(by_query.begin(), by_query.end(), 0.0f);
-        for (int j = 0; j < n.blocks(n.keys); j++) {
-          const Seen seen = row.seen(i, j);
-          if (seen == Seen::kNone) continue;
+        for (const auto [j, masked] : visits) {
           const size_t block = size_t(j) * n.width * kBlock;
           product(used, kBlock, n.dim, {queries.data(), n.width, 1}, &keys[block], kBlock,
                   weights.data(), kBlock, false);
@@ -369,7 +383,7 @@ ffi::Error backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints ord
             for (int t = 0; t < kBlock; t += kLanes) {
               float *weight = &weights[s * kBlock + t], *d_score = &d_scores[s * kBlock + t];
               Vec x = exp2(load(weight) * splat(kLog2e) - log_sum);
-              if (seen == Seen::kPart) {
+              if (masked) {
                 x = row.may_attend(i * kBlock + s, j * kBlock + t) ? x : splat(0.0f);
               }
               store(weight, x);
