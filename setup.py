@@ -83,7 +83,8 @@ setup(
     package_data={
         "process_gen": [
             "data/assets/*.json",
-            "kernels/native.cc",
+            "kernels/native*.cc",
+            "kernels/native.h",
             "checkpoint/painter/*",
             "curation/templates/*.j2",
             "evaluation/benchmarks/prompts/**/*",

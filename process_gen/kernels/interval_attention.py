@@ -12,7 +12,8 @@ Grouped query heads are supported. A query that sees no key returns 0 and has ze
 * `rows` is `chunked` for every row by itself, sorted by order, in blocks of 64: for
   training on a CPU, where few of many pairs are visible (docs/performance.md). Over a cache it is
   `dense`, which reads a cache as it lies.
-* `native` is the same in C++, on all cores (`native`); it wants a C++ compiler.
+* `native` is the same in C++, on all cores (`native`), and reads a cache as it lies; it wants a C++
+  compiler.
 * `pallas` is the same walk as TPU kernels (`flash_tpu`), `triton` as kernels for NVIDIA GPUs
   (`flash_gpu`).
 * `auto` is `pallas` on TPUs, `triton` on GPUs, and on CPUs `native`, or `rows` where that
@@ -32,7 +33,8 @@ from process_gen.kernels.by_row import by_row
 from process_gen.kernels.chunked import chunked
 from process_gen.kernels.dense import MIN_QUERIES, dense
 from process_gen.kernels.key_block import Attention, CachedKeys, KeyBlock
-from process_gen.kernels.native import available, native
+from process_gen.kernels.native import native
+from process_gen.kernels.native_library import available
 from process_gen.kernels.per_shard import per_shard
 from process_gen.sharding import rules
 
@@ -84,8 +86,8 @@ def interval_attention(
     Args:
       q_BxSxHxDh: queries, normed and rotated, not yet scaled by 1/sqrt(Dh).
       order_BxS: int32 orders of the queries.
-      blocks: keys and values; their number of heads divides H. Only `dense` reads `CachedKeys` as
-        they lie, and is what `rows`, `native`, and any for few queries, then are.
+      blocks: keys and values; their number of heads divides H. Only `dense` and `native` read
+        `CachedKeys` as they lie; `rows`, and any for few queries, are `dense` then.
       implementation: a key of `IMPLEMENTATIONS`.
 
     Returns:
@@ -93,8 +95,9 @@ def interval_attention(
     """
     implementation = chosen(implementation)
     cached = any(isinstance(block, CachedKeys) for block in blocks)
-    as_it_lies = implementation in ("rows", "native") or q_BxSxHxDh.shape[1] < MIN_QUERIES
-    if implementation == "dense" or (cached and as_it_lies):
+    few = implementation == "rows" or q_BxSxHxDh.shape[1] < MIN_QUERIES
+    if implementation == "dense" or (cached and few):
         return dense(q_BxSxHxDh, order_BxS, blocks)
-    plain = [block.block() if isinstance(block, CachedKeys) else block for block in blocks]
-    return IMPLEMENTATIONS[implementation](q_BxSxHxDh, order_BxS, plain)
+    if implementation != "native":
+        blocks = [block.block() if isinstance(block, CachedKeys) else block for block in blocks]
+    return IMPLEMENTATIONS[implementation](q_BxSxHxDh, order_BxS, blocks)

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 from process_gen.core import axes
-from process_gen.kernels.key_block import Attention, KeyBlock
+from process_gen.kernels.key_block import Attention, CachedKeys, KeyBlock
 from process_gen.sharding.rules import fit, partition_spec
 
 
@@ -26,23 +26,26 @@ def per_shard(implementation: Attention) -> Attention:
 
     @functools.wraps(implementation)
     def sharded(
-        q_BxSxHxDh: jax.Array, order_BxS: jax.Array, blocks: Sequence[KeyBlock]
+        q_BxSxHxDh: jax.Array, order_BxS: jax.Array, blocks: Sequence[KeyBlock | CachedKeys]
     ) -> jax.Array:
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1 or mesh.manual_axes:
             return implementation(q_BxSxHxDh, order_BxS, blocks)
         # A shard must hold whole groups: so many key heads, and the query heads that use them.
-        sizes = (*q_BxSxHxDh.shape[:2], blocks[0].k_BxSxKxDh.shape[2])
+        kv_heads = blocks[0][0].shape[1 if isinstance(blocks[0], CachedKeys) else 2]
+        sizes = (*q_BxSxHxDh.shape[:2], kv_heads)
         spec = partition_spec((axes.BATCH, axes.SEQUENCE, axes.KV_HEADS))
         rows, queries, heads = fit(spec, sizes, mesh)
-        key, interval = PartitionSpec(rows, None, heads), PartitionSpec(rows)
-        query = PartitionSpec(rows, queries, heads)
+        query, interval = PartitionSpec(rows, queries, heads), PartitionSpec(rows)
+        key, cached = PartitionSpec(rows, None, heads), PartitionSpec(rows, heads)
+        specs = {KeyBlock: (key, key, interval, interval)}
+        specs[CachedKeys] = (cached, cached, interval, interval)
         return jax.shard_map(
             implementation,
             in_specs=(
                 query,
                 PartitionSpec(rows, queries),
-                tuple(KeyBlock._make((key, key, interval, interval)) for _ in blocks),
+                tuple(type(block)._make(specs[type(block)]) for block in blocks),
             ),
             out_specs=query,
             check_vma=False,  # a Pallas call does not say over which axes its results vary

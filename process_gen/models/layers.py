@@ -14,7 +14,7 @@ from flax import nnx
 from process_gen.core import axes
 from process_gen.core.model_config import LoraConfig
 from process_gen.kernels.key_block import KeyBlock
-from process_gen.models.products import product
+from process_gen.models.products import products
 from process_gen.sharding import rules
 
 
@@ -81,17 +81,28 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[..., inputs]`` to ``[..., outputs]`` in the type of `x`."""
-        kernel = rules.in_use(self.kernel[...].astype(x.dtype), self.names)
-        # Rows and tokens that are both cut over devices have no flattened view without moving.
-        alone = rules.mesh_in_force() is None
-        flat = x.reshape(-1, x.shape[-1]) if alone else x
-        out = product(flat, kernel) if alone and rules.platform() == "cpu" else flat @ kernel
-        if self.lora is not None:
-            out = out + self.lora(flat)
+        return side_by_side(x, self)[0]
+
+    def _complete(self, x: jax.Array, product: jax.Array) -> jax.Array:
+        out = product if self.lora is None else product + self.lora(x)
         if self.bias is not None:
             bias = rules.in_use(self.bias[...].astype(x.dtype), self.names[1:])
             out = out + bias[(None,) * (out.ndim - 1)]
-        return out.reshape(*x.shape[:-1], out.shape[-1])
+        return out
+
+
+def side_by_side(x: jax.Array, *maps: Linear) -> list[jax.Array]:
+    """Linear maps of the same ``[..., inputs]``, whose products are one call where that pays."""
+    kernels = [rules.in_use(m.kernel[...].astype(x.dtype), m.names) for m in maps]
+    # Rows and tokens that are both cut over devices have no flattened view without moving.
+    alone = rules.mesh_in_force() is None
+    flat = x.reshape(-1, x.shape[-1]) if alone else x
+    if alone and rules.platform() == "cpu":
+        found = products(flat, kernels)
+    else:
+        found = [flat @ kernel for kernel in kernels]
+    outs = (m._complete(flat, product) for m, product in zip(maps, found, strict=True))
+    return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in outs]
 
 
 class RMSNorm(nnx.Module):
@@ -139,7 +150,8 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[..., D]`` to ``[..., D]``."""
-        hidden = jax.nn.silu(self.gate(x)) * self.up(x)
+        gate, up = side_by_side(x, self.gate, self.up)
+        hidden = jax.nn.silu(gate) * up
         if hidden.ndim == 3:
             hidden = rules.constrain(hidden, (axes.BATCH, axes.SEQUENCE, axes.MLP))
         return self.down(hidden)

@@ -20,7 +20,15 @@ from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
 from process_gen.kernels.interval_attention import interval_attention
 from process_gen.kernels.key_block import ATTENDED, CachedKeys
-from process_gen.models.layers import Linear, RMSNorm, SwiGLU, rotary, rotate, shared_keys
+from process_gen.models.layers import (
+    Linear,
+    RMSNorm,
+    SwiGLU,
+    rotary,
+    rotate,
+    shared_keys,
+    side_by_side,
+)
 from process_gen.sharding import rules, stripes
 
 _RESIDUAL = (axes.BATCH, axes.RESIDUAL, None)
@@ -89,7 +97,7 @@ class ExpertAttention(nnx.Module):
         def heads(x: jax.Array) -> jax.Array:
             return x.reshape(*x.shape[:2], -1, self.head_dim)
 
-        q, k, v = (heads(part(x_BxNxD)) for part in (self.q, self.k, self.v))
+        q, k, v = map(heads, side_by_side(x_BxNxD, self.q, self.k, self.v))
         return self.q_norm(q), self.k_norm(k), v
 
 

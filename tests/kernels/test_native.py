@@ -1,4 +1,4 @@
-"""The C++ kernels of `kernels.native`, compiled here; more in `test_interval_attention.py`."""
+"""Attention in C++, compiled here (`kernels.native`); more in `test_interval_attention.py`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from process_gen.core.errors import ConfigError
-from process_gen.kernels import native as native_lib
+from process_gen.core.attention_mask import NEVER, PAD_ORDER
+from process_gen.kernels import native_library as native_lib
 from process_gen.kernels.dense import dense
-from process_gen.kernels.key_block import KeyBlock
+from process_gen.kernels.key_block import CachedKeys, KeyBlock
 from process_gen.kernels.native import native
 from tests.kernels.against_dense import (
     check,
@@ -80,48 +80,55 @@ def test_many_calls_at_a_time_end():
     assert differences([outs[1][4]], [outs[0][4]])[0] > 0.1
 
 
-@pytest.fixture
-def afresh():
-    cached = (native_lib.library, native_lib.available)
-    for function in cached:
-        function.cache_clear()
-    yield
-    for function in cached:
-        function.cache_clear()
+def with_cache(slots, width, queries=70, rows=3, heads=4, kv_heads=2):
+    """Queries of one order a row, a cache that is filled to various lengths, and new keys."""
+    rng = np.random.default_rng(slots + width)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    order = jnp.asarray(np.repeat([[40], [90], [5]], queries, 1), jnp.int32)
+    used = np.arange(slots) < np.array([[slots], [slots // 2 + 3], [0]])
+    start = np.where(used, rng.integers(0, 60, used.shape), NEVER).astype(np.int32)
+    end = np.where(used, start + rng.integers(0, 60, used.shape), PAD_ORDER).astype(np.int32)
+    k, v = normal(rows, kv_heads, width, slots), normal(rows, kv_heads, slots, width)
+    cache = CachedKeys(k, v, jnp.asarray(start), jnp.asarray(end))
+    new = [normal(rows, queries, kv_heads, width) for _ in range(2)]
+    return normal(rows, queries, heads, width), order, (cache, KeyBlock(*new, order, order))
 
 
-def test_without_a_compiler_it_says_what_to_do(afresh, monkeypatch, caplog):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    assert not native_lib.available() and not caplog.records
-    with pytest.raises(ConfigError, match="needs a C\\+\\+ compiler.*'rows', which does without"):
-        native_lib.library()
+@pytest.mark.parametrize(("slots", "width"), [(64, 8), (192, 24), (256, 64), (100, 8), (64, 12)])
+def test_over_a_cache(slots, width):
+    """Whole blocks of whole vectors are read as they lie, others are copied first."""
+    q, order, blocks = with_cache(slots, width)
+    out = jax.jit(native)(q, order, blocks)
+    assert differences([out], [dense(q, order, blocks)])[0] < 1e-5
+    assert differences([out], [dense(q, order, blocks[1:])])[0] > 0.1
 
 
-def test_a_compiler_that_refuses_is_quoted(afresh, monkeypatch, tmp_path, caplog):
-    broken = tmp_path / "native.cc"
-    broken.write_text("#error no such thing\n")
-    monkeypatch.setattr(native_lib, "SOURCE", broken)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(ConfigError, match="refuses native.cc.*no such thing"):
-        native_lib.library()
-    assert not native_lib.available() and "cannot be had" in caplog.text
-    assert not list((tmp_path / "cache" / "process_gen" / "native").iterdir())
+def test_two_caches_and_bfloat16():
+    q, order, (cache, new) = with_cache(128, 16)
+    later = cache._replace(v_BxKxCxDh=-2.0 * cache.v_BxKxCxDh)
+    blocks = (cache, new, later)
+    assert differences([native(q, order, blocks)], [dense(q, order, blocks)])[0] < 1e-5
+    half = [block._make([*(x.astype(jnp.bfloat16) for x in block[:2]), *block[2:]])
+            for block in blocks]  # fmt: skip
+    out = native(q.astype(jnp.bfloat16), order, half)
+    assert out.dtype == jnp.bfloat16
+    assert differences([out.astype(jnp.float32)], [dense(q, order, blocks)])[0] < 0.1
 
 
-def test_a_compiler_that_does_not_know_the_processor_compiles_all_the_same(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(native_lib, "_FASTER", "-march=unheard-of")
-    found = native_lib.compiler()
-    assert found and native_lib._compiled(found).exists()
+def test_gradients_pass_through_a_cache():
+    q, order, (cache, new) = with_cache(64, 8)
 
+    def gradients(attention):
+        def scalar(q, k, v, cached_k, cached_v):
+            blocks = (cache._replace(k_BxKxDhxC=cached_k, v_BxKxCxDh=cached_v),
+                      new._replace(k_BxSxKxDh=k, v_BxSxKxDh=v))  # fmt: skip
+            return jnp.sum(jnp.sin(attention(q, order, blocks)))
 
-def test_it_is_compiled_once_for_each_source(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiler = native_lib.compiler()
-    assert compiler
-    file = native_lib._compiled(compiler)
-    written = file.stat().st_mtime_ns
-    assert native_lib._compiled(compiler) == file and file.stat().st_mtime_ns == written
-    monkeypatch.setattr(native_lib, "_FLAGS", (*native_lib._FLAGS, "-DOTHER"))
-    assert native_lib._compiled(compiler) != file
-    assert len(list(native_lib.cache_dir().glob("*.so"))) == 2
+        return jax.grad(scalar, argnums=range(5))(q, *new[:2], *cache[:2])
+
+    expected = gradients(dense)
+    assert max(differences(gradients(native), expected)) < 1e-4
+    assert min(float(jnp.abs(x).max()) for x in expected) > 0.1

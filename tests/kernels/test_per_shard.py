@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from process_gen.kernels.native import compiler
+from process_gen.kernels.native_library import compiler
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.configs import MeshConfig
 from process_gen.kernels.by_row import by_row
 from process_gen.kernels.flash_tpu import flash
-from process_gen.kernels.interval_attention import KeyBlock, chunked, dense
+from process_gen.kernels.interval_attention import CachedKeys, KeyBlock, chunked, dense
 from process_gen.kernels.native import native
 from process_gen.kernels.per_shard import per_shard
 from process_gen.sharding.mesh import make_mesh
@@ -66,6 +66,19 @@ for name, attention in (
         print(name, sizes, difference(got, expected), flush=True)
         assert difference(got, expected) < 1e-5
         assert difference(got, run(dense, q, k, v, order + 1)) > 0.1
+
+if CASES["native"]:
+    kept = [jnp.asarray(rng.normal(size=(B, K, *x)), jnp.float32) for x in ((DH, 64), (64, DH))]
+    used = jnp.arange(64)[None] < jnp.arange(10, 50, 10)[:, None]
+    cache = CachedKeys(*kept, jnp.where(used, 0, NEVER), jnp.where(used, 20, PAD_ORDER))
+    blocks = (cache, KeyBlock(k, v, start, end))
+    expected = dense(q, order, blocks)
+for sizes in CASES["native"]:
+    with jax.set_mesh(make_mesh(MeshConfig(**sizes))):
+        got = jax.block_until_ready(jax.jit(per_shard(native))(q, order, blocks))
+    print("native over a cache", sizes, difference(got, expected), flush=True)
+    assert difference(got, expected) < 1e-5
+    assert difference(got, dense(q, order, blocks[1:])) > 0.1
 """
 
 FOUR = {

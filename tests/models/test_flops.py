@@ -17,6 +17,7 @@ from process_gen.core.configs import from_mapping
 from process_gen.core.grammar import to_segments
 from process_gen.data.tokenizer import load_tokenizer, token_ids
 from process_gen.models import flops, functional
+from process_gen.models import products as products_lib
 from process_gen.models.unified import Streams
 from process_gen.strokes.plans import StrokesOptions, trajectory_at
 
@@ -32,6 +33,12 @@ ALL_PAIRS = flops.Work(
     targets=ROWS * LATENTS,
     times=ROWS * LATENTS,
 )
+
+
+@pytest.fixture(autouse=True)
+def products_by_xla(monkeypatch):
+    """Those in C++ cannot be seen in a program."""
+    monkeypatch.setattr(products_lib, "available", lambda: False)
 
 
 def model_of(**changes):

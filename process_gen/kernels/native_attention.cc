@@ -2,47 +2,27 @@
 //
 // What `by_row` does in XLA's own loops: every row by itself, its queries sorted by order and its
 // keys by where they begin to be seen, in blocks of 64, of which those that nobody sees are not
-// visited and those that are seen whole take no mask. A block of scores stays in the core's first
-// cache, and rows and key heads are dealt to the threads of XLA's pool. No sum is shared between
-// threads, so results do not depend on their number.
+// visited and those that are seen whole take no mask. The keys of a KV cache come before these, in
+// blocks as they lie. A block of scores stays in the core's first cache, and rows and key heads are
+// dealt to the threads of XLA's pool. No sum is shared between threads, so results do not depend on
+// their number.
 //
 // Exponentials are powers of two, and log-sum-exp is one in base 2, as in `flash_gpu_kernels`.
 
-#include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <condition_variable>
-#include <cstdint>
-#include <cstring>
-#include <functional>
-#include <memory>
-#include <mutex>
 #include <numeric>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
+#include "native.h"
 
+namespace process_gen {
 namespace {
-
-namespace ffi = xla::ffi;
-using Floats = ffi::Buffer<ffi::F32>;
-using Ints = ffi::Buffer<ffi::S32>;
-using Out = ffi::Result<ffi::Buffer<ffi::F32>>;
 
 constexpr int kBlock = 64;
 constexpr float kLog2e = 1.44269504088896341f;
 constexpr float kFloor = -1e30f, kHidden = -1e38f;
 
-// ---- eight numbers at a time --------------------------------------------------------------------
-
-using Vec = float __attribute__((vector_size(32)));
-using Loose = float __attribute__((vector_size(32), aligned(4)));
 using IntVec = int32_t __attribute__((vector_size(32)));
-constexpr int kLanes = 8;
-
-inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
-inline void store(float* p, Vec x) { *reinterpret_cast<Loose*>(p) = x; }
-inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
 
 inline IntVec load_ints(const int32_t* p) {
   IntVec x;
@@ -66,42 +46,6 @@ inline Vec exp2(Vec x) {
 }
 
 // ---- small matrix products ----------------------------------------------------------------------
-
-// C[kRows, 8 kVecs] = (accumulate ? C : 0) + A B; element (i, k) of A lies at a[i * ai + k * ak].
-// Everything is unrolled, or the sums would not stay in registers.
-template <int kRows, int kVecs>
-inline __attribute__((always_inline)) void tile(int inner, const float* a, int ai, int ak,
-                                                const float* b, int ldb, float* c, int ldc,
-                                                bool accumulate) {
-  Vec sum[kRows][kVecs];
-  const float* row[kRows];
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; i++) {
-    row[i] = a + i * ai;
-#pragma GCC unroll 4
-    for (int j = 0; j < kVecs; j++) {
-      sum[i][j] = accumulate ? load(c + i * ldc + kLanes * j) : splat(0.0f);
-    }
-  }
-#pragma GCC unroll 4
-  for (int k = 0; k < inner; k++, b += ldb) {
-    Vec columns[kVecs];
-#pragma GCC unroll 4
-    for (int j = 0; j < kVecs; j++) columns[j] = load(b + kLanes * j);
-#pragma GCC unroll 8
-    for (int i = 0; i < kRows; i++) {
-      const Vec x = splat(*row[i]);
-      row[i] += ak;
-#pragma GCC unroll 4
-      for (int j = 0; j < kVecs; j++) sum[i][j] += x * columns[j];
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; i++) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kVecs; j++) store(c + i * ldc + kLanes * j, sum[i][j]);
-  }
-}
 
 struct Matrix {
   const float* at;
@@ -165,7 +109,7 @@ struct Row {
   }
 
   // As `block_visits.visited_blocks` and `whole_blocks`.
-  Seen seen(int i, int j) const {
+  Seen seen(int i, const int32_t* a, const int32_t* b) const {
     const auto o = order.begin() + i * kBlock;
     int32_t first = INT32_MAX, last = -1, least = INT32_MAX;
     for (auto x = o; x != o + kBlock; x++) {
@@ -173,7 +117,6 @@ struct Row {
       last = std::max(last, *x);
       least = std::min(least, *x);
     }
-    const auto a = from.begin() + j * kBlock, b = to.begin() + j * kBlock;
     const auto [opens, opened] = std::minmax_element(a, a + kBlock);
     const auto [closed, closes] = std::minmax_element(b, b + kBlock);
     if (*opens > last || first > *closes) return Seen::kNone;
@@ -185,24 +128,29 @@ struct Row {
     bool masked;
   };
 
-  // The blocks of keys that the i-th block of queries visits.
-  std::vector<Visit> visits(int i) const {
+  // The blocks of keys with these intervals that the i-th block of queries visits.
+  std::vector<Visit> visits(int i, const int32_t* froms, const int32_t* tos, int blocks) const {
     std::vector<Visit> found;
-    for (int j = 0; j < int(from.size()) / kBlock; j++) {
-      const Seen kind = seen(i, j);
+    for (int j = 0; j < blocks; j++) {
+      const Seen kind = seen(i, froms + j * kBlock, tos + j * kBlock);
       if (kind != Seen::kNone) found.push_back({j, kind == Seen::kPart});
     }
     return found;
   }
 
+  // Those of its own.
+  std::vector<Visit> visits(int i) const {
+    return visits(i, from.data(), to.data(), int(from.size()) / kBlock);
+  }
+
   // `core.attention_mask.may_attend` of one query and eight keys; all bits set where it may.
-  IntVec may_attend(int query, int key) const {
+  IntVec may_attend(int query, const int32_t* froms, const int32_t* tos) const {
     const IntVec o = IntVec{} + order[query];
-    return (load_ints(&from[key]) <= o) & (o <= load_ints(&to[key]));
+    return (load_ints(froms) <= o) & (o <= load_ints(tos));
   }
 };
 
-// ---- shapes and threads -------------------------------------------------------------------------
+// ---- shapes -------------------------------------------------------------------------------------
 
 struct Sizes {
   int rows, queries, keys, heads, kv_heads, dim, width, group;
@@ -223,30 +171,6 @@ struct Sizes {
     return (size_t(row) * heads + head) * queries + token;
   }
 };
-
-// Calls work(0) .. work(count - 1) on the pool and on this thread. It waits for work that somebody
-// has begun, never for a thread to come free: all of them may be waiting here.
-void deal(ffi::ThreadPool& pool, int count, const std::function<void(int)>& work) {
-  struct State {
-    std::atomic<int> next{0};
-    int done = 0;
-    std::mutex mutex;
-    std::condition_variable changed;
-  };
-  auto state = std::make_shared<State>();
-  auto take = [state, count, &work] {
-    for (int i; (i = state->next.fetch_add(1)) < count;) {
-      work(i);
-      std::lock_guard<std::mutex> lock(state->mutex);
-      if (++state->done == count) state->changed.notify_one();
-    }
-  };
-  const int helpers = std::min<int>(count, pool.num_threads()) - 1;
-  for (int i = 0; i < helpers; i++) pool.Schedule([take] { take(); });
-  take();
-  std::unique_lock<std::mutex> lock(state->mutex);
-  state->changed.wait(lock, [&] { return state->done == count; });
-}
 
 Row sorted(const Sizes& n, int r, const Ints& order, const Ints& from, const Ints& to) {
   return Row(order.typed_data() + size_t(r) * n.queries, n.queries,
@@ -286,64 +210,106 @@ void fetch(const Sizes& n, const Row& row, int r, int head, int i, const float* 
 
 // ---- the two functions --------------------------------------------------------------------------
 
+// What a block of queries of one head has seen so far.
+struct Seeing {
+  Block queries, sum, scores;
+  float highest[kBlock], total[kBlock];
+
+  explicit Seeing(int width) : queries(kBlock * width), sum(kBlock * width), scores(kBlock * kBlock) {}
+
+  void begin() {
+    std::fill(sum.begin(), sum.end(), 0.0f);
+    std::fill_n(highest, kBlock, kFloor);
+    std::fill_n(total, kBlock, 0.0f);
+  }
+};
+
+// 64 keys with features as rows, `stride` apart, and their values, ``[64, width]``.
+struct Keys {
+  const float* keys;
+  int stride;
+  const float* values;
+  const int32_t *from, *to;
+};
+
+// The i-th block of queries looks at a block of keys.
+void look(const Sizes& n, const Row& row, int i, int used, const Keys& block, bool masked,
+          Seeing& seeing) {
+  float *scores = seeing.scores.data(), *sum = seeing.sum.data();
+  product(used, kBlock, n.dim, {seeing.queries.data(), n.width, 1}, block.keys, block.stride,
+          scores, kBlock, false);
+  for (int s = 0; s < used; s++) {
+    float* line = scores + s * kBlock;
+    Vec most = splat(kHidden);
+    for (int t = 0; t < kBlock; t += kLanes) {
+      Vec x = load(line + t);
+      if (masked) {
+        x = row.may_attend(i * kBlock + s, block.from + t, block.to + t) ? x : splat(kHidden);
+        store(line + t, x);
+      }
+      most = most > x ? most : x;
+    }
+    const float before = seeing.highest[s];
+    for (int t = 0; t < kLanes; t++) seeing.highest[s] = std::max(seeing.highest[s], most[t]);
+    const Vec top = splat(seeing.highest[s]);
+    Vec added = splat(0.0f);
+    for (int t = 0; t < kBlock; t += kLanes) {
+      const Vec x = load(line + t);
+      Vec weight = exp2(x - top);
+      if (masked) weight = x > splat(0.1f * kHidden) ? weight : splat(0.0f);
+      store(line + t, weight);
+      added += weight;
+    }
+    const float rescale = std::exp2(before - seeing.highest[s]);
+    seeing.total[s] *= rescale;
+    for (int t = 0; t < kLanes; t++) seeing.total[s] += added[t];
+    if (rescale == 1.0f) continue;
+    for (int d = 0; d < n.width; d++) sum[s * n.width + d] *= rescale;
+  }
+  product(used, n.width, kBlock, {scores, kBlock, 1}, block.values, n.width, sum, n.width, true);
+}
+
+// A cache has whole blocks of keys, and heads whose features are whole vectors.
 ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints order, Ints from,
-                   Ints to, Out out, Out lse) {
+                   Ints to, Floats cached_k, Floats cached_v, Ints cached_from, Ints cached_to,
+                   Out out, Out lse) {
   const Sizes n(q, k);
+  const int slots = cached_k.dimensions()[3];
   const float scale = kLog2e / std::sqrt(float(n.dim));
   deal(pool, n.rows * n.kv_heads, [&](int item) {
     const int r = item / n.kv_heads, kv = item % n.kv_heads;
     const Row row = sorted(n, r, order, from, to);
     const auto keys = turned(n, row, r, kv, k.typed_data());
     const auto values = laid_out(n, row, r, kv, v.typed_data());
-    Block queries(kBlock * n.width), sum(kBlock * n.width), scores(kBlock * kBlock);
+    const size_t cache = size_t(item) * n.dim * slots;
+    const int32_t* froms = cached_from.typed_data() + size_t(r) * slots;
+    const int32_t* tos = cached_to.typed_data() + size_t(r) * slots;
+    Seeing seeing(n.width);
     for (int i = 0; i < n.blocks(n.queries); i++) {
       const int used = std::min(kBlock, n.queries - i * kBlock);
-      const auto visits = row.visits(i);
+      const auto visits = row.visits(i), before = row.visits(i, froms, tos, slots / kBlock);
       for (int head = kv * n.group; head < (kv + 1) * n.group; head++) {
-        fetch(n, row, r, head, i, q.typed_data(), scale, queries);
-        std::fill(sum.begin(), sum.end(), 0.0f);
-        float highest[kBlock], total[kBlock] = {};
-        std::fill_n(highest, kBlock, kFloor);
+        fetch(n, row, r, head, i, q.typed_data(), scale, seeing.queries);
+        seeing.begin();
+        for (const auto [j, masked] : before) {
+          const int at = j * kBlock;
+          const Keys block{cached_k.typed_data() + cache + at, slots,
+                           cached_v.typed_data() + cache + size_t(at) * n.dim, froms + at, tos + at};
+          look(n, row, i, used, block, masked, seeing);
+        }
         for (const auto [j, masked] : visits) {
-          product(used, kBlock, n.dim, {queries.data(), n.width, 1},
-                  &keys[size_t(j) * n.width * kBlock], kBlock, scores.data(), kBlock, false);
-          for (int s = 0; s < used; s++) {
-            float* line = &scores[s * kBlock];
-            Vec most = splat(kHidden);
-            for (int t = 0; t < kBlock; t += kLanes) {
-              Vec x = load(line + t);
-              if (masked) {
-                x = row.may_attend(i * kBlock + s, j * kBlock + t) ? x : splat(kHidden);
-                store(line + t, x);
-              }
-              most = most > x ? most : x;
-            }
-            const float before = highest[s];
-            for (int t = 0; t < kLanes; t++) highest[s] = std::max(highest[s], most[t]);
-            const Vec top = splat(highest[s]);
-            Vec added = splat(0.0f);
-            for (int t = 0; t < kBlock; t += kLanes) {
-              const Vec x = load(line + t);
-              Vec weight = exp2(x - top);
-              if (masked) weight = x > splat(0.1f * kHidden) ? weight : splat(0.0f);
-              store(line + t, weight);
-              added += weight;
-            }
-            const float rescale = std::exp2(before - highest[s]);
-            total[s] *= rescale;
-            for (int t = 0; t < kLanes; t++) total[s] += added[t];
-            if (rescale == 1.0f) continue;
-            for (int d = 0; d < n.width; d++) sum[s * n.width + d] *= rescale;
-          }
-          product(used, n.width, kBlock, {scores.data(), kBlock, 1},
-                  &values[size_t(j) * kBlock * n.width], n.width, sum.data(), n.width, true);
+          const size_t at = size_t(j) * kBlock;
+          const Keys block{&keys[at * n.width], kBlock, &values[at * n.width], &row.from[at],
+                           &row.to[at]};
+          look(n, row, i, used, block, masked, seeing);
         }
         for (int s = 0; s < used; s++) {
           const int token = row.query[i * kBlock + s];
-          const float whole = total[s] == 0.0f ? 1.0f : total[s];  // of one that sees nothing
+          const float total = seeing.total[s];
+          const float whole = total == 0.0f ? 1.0f : total;  // of one that sees nothing
           float* to_out = out->typed_data() + n.query(r, token, head);
-          for (int d = 0; d < n.dim; d++) to_out[d] = sum[s * n.width + d] / whole;
-          lse->typed_data()[n.statistic(r, head, token)] = highest[s] + std::log2(whole);
+          for (int d = 0; d < n.dim; d++) to_out[d] = seeing.sum[s * n.width + d] / whole;
+          lse->typed_data()[n.statistic(r, head, token)] = seeing.highest[s] + std::log2(whole);
         }
       }
     }
@@ -384,7 +350,8 @@ ffi::Error backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints ord
               float *weight = &weights[s * kBlock + t], *d_score = &d_scores[s * kBlock + t];
               Vec x = exp2(load(weight) * splat(kLog2e) - log_sum);
               if (masked) {
-                x = row.may_attend(i * kBlock + s, j * kBlock + t) ? x : splat(0.0f);
+                const int key = j * kBlock + t;
+                x = row.may_attend(i * kBlock + s, &row.from[key], &row.to[key]) ? x : splat(0.0f);
               }
               store(weight, x);
               store(d_score, x * (load(d_score) - own));
@@ -413,19 +380,25 @@ ffi::Error backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints ord
 }
 
 }  // namespace
+}  // namespace process_gen
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(interval_attention_forward, forward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Floats>().Arg<Floats>().Arg<Floats>()
-                                  .Arg<Ints>().Arg<Ints>().Arg<Ints>()
-                                  .Ret<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(interval_attention_forward, process_gen::forward,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<process_gen::Floats>().Arg<process_gen::Floats>()
+                                  .Arg<process_gen::Floats>().Arg<process_gen::Ints>()
+                                  .Arg<process_gen::Ints>().Arg<process_gen::Ints>()
+                                  .Arg<process_gen::Floats>().Arg<process_gen::Floats>()
+                                  .Arg<process_gen::Ints>().Arg<process_gen::Ints>()
+                                  .Ret<process_gen::Floats>().Ret<process_gen::Floats>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(interval_attention_backward, backward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Floats>().Arg<Floats>().Arg<Floats>()
-                                  .Arg<Ints>().Arg<Ints>().Arg<Ints>()
-                                  .Arg<Floats>().Arg<Floats>().Arg<Floats>()
-                                  .Ret<ffi::Buffer<ffi::F32>>().Ret<ffi::Buffer<ffi::F32>>()
-                                  .Ret<ffi::Buffer<ffi::F32>>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(interval_attention_backward, process_gen::backward,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<process_gen::Floats>().Arg<process_gen::Floats>()
+                                  .Arg<process_gen::Floats>().Arg<process_gen::Ints>()
+                                  .Arg<process_gen::Ints>().Arg<process_gen::Ints>()
+                                  .Arg<process_gen::Floats>().Arg<process_gen::Floats>()
+                                  .Arg<process_gen::Floats>()
+                                  .Ret<process_gen::Floats>().Ret<process_gen::Floats>()
+                                  .Ret<process_gen::Floats>());

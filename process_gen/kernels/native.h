@@ -1,0 +1,98 @@
+// What the C++ kernels for CPUs share: vectors, tiles of matrix products, and threads.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace process_gen {
+
+namespace ffi = xla::ffi;
+using Floats = ffi::Buffer<ffi::F32>;
+using Ints = ffi::Buffer<ffi::S32>;
+using Out = ffi::Result<ffi::Buffer<ffi::F32>>;
+
+// ---- eight numbers at a time --------------------------------------------------------------------
+
+using Vec = float __attribute__((vector_size(32)));
+using Loose = float __attribute__((vector_size(32), aligned(4)));
+constexpr int kLanes = 8;
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
+inline void store(float* p, Vec x) { *reinterpret_cast<Loose*>(p) = x; }
+inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
+
+// C[kRows, 8 kVecs] = (accumulate ? C : 0) + A B; element (i, k) of A lies at a[i * ai + k * ak].
+// Everything is unrolled, or the sums would not stay in registers.
+template <int kRows, int kVecs>
+inline __attribute__((always_inline)) void tile(int inner, const float* a, int ai, int ak,
+                                                const float* b, int ldb, float* c, int ldc,
+                                                bool accumulate) {
+  Vec sum[kRows][kVecs];
+  const float* row[kRows];
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; i++) {
+    row[i] = a + i * ai;
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; j++) {
+      sum[i][j] = accumulate ? load(c + i * ldc + kLanes * j) : splat(0.0f);
+    }
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < inner; k++, b += ldb) {
+    Vec columns[kVecs];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; j++) columns[j] = load(b + kLanes * j);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; i++) {
+      const Vec x = splat(*row[i]);
+      row[i] += ak;
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; j++) sum[i][j] += x * columns[j];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; i++) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kVecs; j++) store(c + i * ldc + kLanes * j, sum[i][j]);
+  }
+}
+
+// ---- threads ------------------------------------------------------------------------------------
+
+// Calls work(0) .. work(count - 1) on the pool and on this thread. It waits for work that somebody
+// has begun, never for a thread to come free: all of them may be waiting here.
+inline void deal(ffi::ThreadPool& pool, int count, const std::function<void(int)>& work) {
+  struct State {
+    std::atomic<int> next{0}, done{0};
+    std::mutex mutex;
+    std::condition_variable changed;
+  };
+  auto state = std::make_shared<State>();
+  auto take = [state, count, &work] {
+    for (int i; (i = state->next.fetch_add(1)) < count;) {
+      work(i);
+      if (state->done.fetch_add(1) + 1 < count) continue;
+      std::lock_guard<std::mutex> lock(state->mutex);
+      state->changed.notify_one();
+    }
+  };
+  const int helpers = std::min<int>(count, pool.num_threads()) - 1;
+  for (int i = 0; i < helpers; i++) pool.Schedule([take] { take(); });
+  take();
+  auto ready = [&] { return state->done.load() == count; };
+  // The last piece is often done before a thread could go to sleep and be woken again.
+  for (int i = 0; i < 1000 && !ready(); i++) std::atomic_signal_fence(std::memory_order_seq_cst);
+  std::unique_lock<std::mutex> lock(state->mutex);
+  state->changed.wait(lock, ready);
+}
+
+}  // namespace process_gen
