@@ -11,7 +11,7 @@ from process_gen.kernels.native_library import available
 from process_gen.kernels.native_products import WHOLE, few_rows
 
 # In C++: rows at least, and at most (docs/performance.md).
-FEWEST, MOST = 2, 512
+FEWEST, MOST = 2, 256
 # By XLA: so many rows at most, and so many columns for each input at least, are taken apart.
 FEW_ROWS, WIDE = 6, 4
 
