@@ -3,8 +3,9 @@
 * train: forward and backward over two samples of 332 tokens each, ``text (CE) | noised picture
   (MSE) | clean picture | understanding picture | text (CE) | noised picture (MSE)``, texts of 34
   tokens with their boundaries, pictures of 64 tokens and two boundary tokens; the understanding
-  encoder runs inside and is trained, latents are given, nothing is updated, and each layer has
-  weights of its own (`functional.apart`), as on the other side;
+  encoder runs inside and is trained, latents are given, nothing is updated, each layer has
+  weights of its own (`functional.apart`), as on the other side, and the compiler has the trainer's
+  options;
 * denoise: a picture of 64 latent tokens in 20 Euler steps over a context of 64 text tokens; reading
   the text and decoding the latents are not inside;
 * guided: the same with text guidance 4 and image guidance 1.5 at each step: three passes, the text
@@ -47,6 +48,7 @@ from process_gen.models import flops, functional
 from process_gen.sampling.cache import Weights
 from process_gen.sampling.contexts import Branches, ContextPrograms, Contexts
 from process_gen.train import step
+from process_gen.train.loop import compiler_options
 
 SIZES = Path(__file__).resolve().parents[1] / "configs" / "bagel_cpu.json"
 TEXT, STEPS, WRITTEN, SIDE, UND_SIDE = 64, 20, 32, 128, 112
@@ -180,7 +182,8 @@ def build(config: Config, seed: int = 0) -> Work:
         ce, mse = found.ce_BxT, jnp.where(found.mse_stage_BxG >= 0, found.mse_BxG, 0.0)
         return ce.sum() / (batch.label_BxT != NO_LABEL).sum() + mse.mean()
 
-    train = jax.jit(jax.value_and_grad(loss))
+    options = compiler_options(jax.default_backend())
+    train = jax.jit(jax.value_and_grad(loss), compiler_options=options)
     forward = jax.jit(loss)
     given = (params, batch, draws)
 

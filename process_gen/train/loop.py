@@ -395,8 +395,13 @@ def jit_step(train_step: TrainStep, state: TrainState) -> Any:
         train_step,
         donate_argnums=0,
         out_shardings=(shardings, None),
-        compiler_options=_ON_CPU if platform == "cpu" else None,
+        compiler_options=compiler_options(platform),
     )
+
+
+def compiler_options(platform: str) -> dict[str, Any] | None:
+    """Those of a training step that is compiled for these devices."""
+    return _ON_CPU if platform == "cpu" else None
 
 
 def _loop(
