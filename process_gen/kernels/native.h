@@ -69,8 +69,12 @@ inline __attribute__((always_inline)) void tile(int inner, const float* a, int a
 // ---- threads ------------------------------------------------------------------------------------
 
 // Calls work(0) .. work(count - 1) on the pool and on this thread. It waits for work that somebody
-// has begun, never for a thread to come free: all of them may be waiting here.
-inline void deal(ffi::ThreadPool& pool, int count, const std::function<void(int)>& work) {
+// has begun, never for a thread to come free: all of them may be waiting here. To wake a thread
+// takes about `kWake` microseconds, which what all the work takes on one core must pay for.
+constexpr double kWake = 20.0;
+
+inline void deal(ffi::ThreadPool& pool, int count, double microseconds,
+                 const std::function<void(int)>& work) {
   struct State {
     std::atomic<int> next{0}, done{0};
     std::mutex mutex;
@@ -85,8 +89,9 @@ inline void deal(ffi::ThreadPool& pool, int count, const std::function<void(int)
       state->changed.notify_one();
     }
   };
-  const int helpers = std::min<int>(count, pool.num_threads()) - 1;
-  for (int i = 0; i < helpers; i++) pool.Schedule([take] { take(); });
+  const double most = std::min<double>(std::min<int64_t>(count, pool.num_threads()),
+                                       1.0 + microseconds / (2.0 * kWake));
+  for (int i = 1; i < int(most); i++) pool.Schedule([take] { take(); });
   take();
   auto ready = [&] { return state->done.load() == count; };
   // The last piece is often done before a thread could go to sleep and be woken again.

@@ -161,6 +161,8 @@ struct Sizes {
         width((dim + kLanes - 1) / kLanes * kLanes), group(heads / kv_heads) {}
 
   int blocks(int tokens) const { return (tokens + kBlock - 1) / kBlock; }
+  // One core's, if so many pairs were seen by each head.
+  double microseconds(int64_t pairs) const { return 1e-4 * pairs * heads * width; }
   size_t query(int row, int token, int head) const {
     return ((size_t(row) * queries + token) * heads + head) * dim;
   }
@@ -276,7 +278,8 @@ ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints orde
   const Sizes n(q, k);
   const int slots = cached_k.dimensions()[3];
   const float scale = kLog2e / std::sqrt(float(n.dim));
-  deal(pool, n.rows * n.kv_heads, [&](int item) {
+  const int64_t pairs = int64_t(n.rows) * n.queries * (n.keys + slots);
+  deal(pool, n.rows * n.kv_heads, n.microseconds(pairs), [&](int item) {
     const int r = item / n.kv_heads, kv = item % n.kv_heads;
     const Row row = sorted(n, r, order, from, to);
     const auto keys = turned(n, row, r, kv, k.typed_data());
@@ -321,7 +324,8 @@ ffi::Error backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints ord
                     Ints to, Floats lse, Floats delta, Floats d_out, Out dq, Out dk, Out dv) {
   const Sizes n(q, k);
   const float scale = 1.0f / std::sqrt(float(n.dim));
-  deal(pool, n.rows * n.kv_heads, [&](int item) {
+  const int64_t pairs = int64_t(n.rows) * n.queries * n.keys;
+  deal(pool, n.rows * n.kv_heads, n.microseconds(pairs), [&](int item) {
     const int r = item / n.kv_heads, kv = item % n.kv_heads;
     const Row row = sorted(n, r, order, from, to);
     const auto keys = turned(n, row, r, kv, k.typed_data());
