@@ -95,8 +95,8 @@ def interval_attention(
     """
     implementation = chosen(implementation)
     cached = any(isinstance(block, CachedKeys) for block in blocks)
-    few = implementation == "rows" or q_BxSxHxDh.shape[1] < MIN_QUERIES
-    if implementation == "dense" or (cached and few):
+    by_dense = implementation == "rows" or q_BxSxHxDh.shape[1] < MIN_QUERIES
+    if implementation == "dense" or (cached and by_dense):
         return dense(q_BxSxHxDh, order_BxS, blocks)
     if implementation != "native":
         blocks = [block.block() if isinstance(block, CachedKeys) else block for block in blocks]

@@ -68,11 +68,11 @@ inline __attribute__((always_inline)) void tile(int inner, const float* a, int a
 
 // ---- threads ------------------------------------------------------------------------------------
 
-// Calls work(0) .. work(count - 1) on the pool and on this thread. It waits for work that somebody
-// has begun, never for a thread to come free: all of them may be waiting here. To wake a thread
-// takes about `kWake` microseconds, which what all the work takes on one core must pay for.
-constexpr double kWake = 20.0;
+constexpr double kWake = 20.0;  // microseconds until another thread begins, about
 
+// Calls work(0) .. work(count - 1) on the pool and on this thread; on this one alone where all of it
+// takes no longer than to wake another. It waits for work that somebody has begun, never for a
+// thread to come free: all of them may be waiting here.
 inline void deal(ffi::ThreadPool& pool, int count, double microseconds,
                  const std::function<void(int)>& work) {
   struct State {
