@@ -84,7 +84,7 @@ setup(
         "process_gen": [
             "data/assets/*.json",
             "kernels/native*.cc",
-            "kernels/native.h",
+            "kernels/native*.h",
             "checkpoint/painter/*",
             "curation/templates/*.j2",
             "evaluation/benchmarks/prompts/**/*",

@@ -24,11 +24,28 @@ using Out = ffi::Result<ffi::Buffer<ffi::F32>>;
 
 using Vec = float __attribute__((vector_size(32)));
 using Loose = float __attribute__((vector_size(32), aligned(4)));
+using IntVec = int32_t __attribute__((vector_size(32)));
 constexpr int kLanes = 8;
+constexpr float kLog2e = 1.44269504088896341f;
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
 inline void store(float* p, Vec x) { *reinterpret_cast<Loose*>(p) = x; }
 inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
+
+// 2^x, to 2e-7 of it: the fraction by a polynomial (Cephes, exp2f), the rest into the exponent.
+inline Vec exp2(Vec x) {
+  const Vec least = splat(-126.0f), shift = splat(12582912.0f);  // 1.5 * 2^23 rounds to integers
+  x = x < least ? least : x;
+  const Vec rounded = x + shift;
+  const IntVec whole = (IntVec)rounded - (IntVec)shift;
+  const Vec part = x - (rounded - shift);
+  Vec p = splat(1.535336188319500e-4f);
+  for (float c : {1.339887440266574e-3f, 9.618437357674640e-3f, 5.550332471162809e-2f,
+                  2.402264791363012e-1f, 6.931472028550421e-1f, 1.0f}) {
+    p = p * part + splat(c);
+  }
+  return (Vec)((IntVec)p + (whole << 23));
+}
 
 // C[kRows, 8 kVecs] = (accumulate ? C : 0) + A B; element (i, k) of A lies at a[i * ai + k * ak].
 // Everything is unrolled, or the sums would not stay in registers.
@@ -64,6 +81,18 @@ inline __attribute__((always_inline)) void tile(int inner, const float* a, int a
 #pragma GCC unroll 4
     for (int j = 0; j < kVecs; j++) store(c + i * ldc + kLanes * j, sum[i][j]);
   }
+}
+
+// The same of at most `kRows` rows.
+template <int kRows, int kVecs>
+void up_to(int rows, int inner, const float* a, int ai, int ak, const float* b, int ldb, float* c,
+           int ldc, bool accumulate) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) {
+      return up_to<kRows - 1, kVecs>(rows, inner, a, ai, ak, b, ldb, c, ldc, accumulate);
+    }
+  }
+  tile<kRows, kVecs>(inner, a, ai, ak, b, ldb, c, ldc, accumulate);
 }
 
 // ---- threads ------------------------------------------------------------------------------------

@@ -19,30 +19,12 @@ namespace process_gen {
 namespace {
 
 constexpr int kBlock = 64;
-constexpr float kLog2e = 1.44269504088896341f;
 constexpr float kFloor = -1e30f, kHidden = -1e38f;
-
-using IntVec = int32_t __attribute__((vector_size(32)));
 
 inline IntVec load_ints(const int32_t* p) {
   IntVec x;
   std::memcpy(&x, p, sizeof x);
   return x;
-}
-
-// 2^x, to 2e-7 of it: the fraction by a polynomial (Cephes, exp2f), the rest into the exponent.
-inline Vec exp2(Vec x) {
-  const Vec least = splat(-126.0f), shift = splat(12582912.0f);  // 1.5 * 2^23 rounds to integers
-  x = x < least ? least : x;
-  const Vec rounded = x + shift;
-  const IntVec whole = (IntVec)rounded - (IntVec)shift;
-  const Vec part = x - (rounded - shift);
-  Vec p = splat(1.535336188319500e-4f);
-  for (float c : {1.339887440266574e-3f, 9.618437357674640e-3f, 5.550332471162809e-2f,
-                  2.402264791363012e-1f, 6.931472028550421e-1f, 1.0f}) {
-    p = p * part + splat(c);
-  }
-  return (Vec)((IntVec)p + (whole << 23));
 }
 
 // ---- small matrix products ----------------------------------------------------------------------
@@ -55,14 +37,9 @@ struct Matrix {
 template <int kVecs, int kRows>
 void columns(int rows, int inner, Matrix a, const float* b, int ldb, float* c, int ldc,
              bool accumulate) {
-  int i = 0;
-  for (; i + kRows <= rows; i += kRows) {
-    tile<kRows, kVecs>(inner, a.at + i * a.by_row, a.by_row, a.by_column, b, ldb, c + i * ldc, ldc,
-                       accumulate);
-  }
-  for (; i < rows; i++) {
-    tile<1, kVecs>(inner, a.at + i * a.by_row, a.by_row, a.by_column, b, ldb, c + i * ldc, ldc,
-                   accumulate);
+  for (int i = 0; i < rows; i += kRows) {
+    up_to<kRows, kVecs>(std::min(kRows, rows - i), inner, a.at + i * a.by_row, a.by_row,
+                        a.by_column, b, ldb, c + i * ldc, ldc, accumulate);
   }
 }
 
@@ -75,7 +52,7 @@ void product(int rows, int width, int inner, Matrix a, const float* b, int ldb, 
       columns<3, 4>(rows, inner, a, b + n, ldb, c + n, ldc, accumulate);
       n += 3 * kLanes;
     } else if (left >= 2) {
-      columns<2, 4>(rows, inner, a, b + n, ldb, c + n, ldc, accumulate);
+      columns<2, 6>(rows, inner, a, b + n, ldb, c + n, ldc, accumulate);
       n += 2 * kLanes;
     } else {
       columns<1, 8>(rows, inner, a, b + n, ldb, c + n, ldc, accumulate);

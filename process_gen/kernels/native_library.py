@@ -27,9 +27,14 @@ _LOG = logging.getLogger(__name__)
 # What each file defines.
 SOURCES = {
     "native_attention.cc": ("interval_attention_forward", "interval_attention_backward"),
-    "native_products.cc": ("few_rows_products",),
+    "native_products.cc": (
+        "linear_outputs",
+        "linear_input_gradient",
+        "linear_weight_gradients",
+    ),
+    "native_swiglu.cc": ("swiglu_forward", "swiglu_backward"),
 }
-FOLDER, HEADER = Path(__file__).parent, "native.h"
+FOLDER, HEADERS = Path(__file__).parent, ("native.h", "native_matmul.h", "native_few_rows.h")
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
 _FASTER = "-march=native"  # which some compilers do not know
 
@@ -83,7 +88,7 @@ def _compiled(compiler: str) -> Path:
     """The library for this source, compiler and processor; a home may be shared by several."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
     parts = (
-        *((FOLDER / name).read_text() for name in (*SOURCES, HEADER)),
+        *((FOLDER / name).read_text() for name in (*SOURCES, *HEADERS)),
         " ".join((*_FLAGS, _FASTER)),
         version,
         importlib.metadata.version("jaxlib"),

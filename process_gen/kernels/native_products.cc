@@ -1,134 +1,84 @@
-// Products of few rows with one or more matrices for CPUs, ``y[rows, outputs] = x[rows, inputs] w``.
-//
-// Pictures are painted with 64 rows or so, for which weights are read from memory about as fast as
-// they can be multiplied. Columns are dealt to the threads of XLA's pool, 64 of them at a time are
-// copied next to one another, and 16 of these stay in the core's first cache while all rows pass.
-// Every sum is over the inputs in their order, so results do not depend on the number of threads.
+// A linear map's products for CPUs: its outputs, and the gradients of its inputs and of its weights.
 
-#include <vector>
-
-#include "native.h"
+#include "native_few_rows.h"
 
 namespace process_gen {
 namespace {
 
-constexpr int kStrip = 2 * kLanes, kPanel = 4 * kStrip;  // columns
-constexpr int kDeep = 256;                               // inputs at a time
-constexpr int kTall = 6;                                 // rows of a tile
-
-struct Product {
-  int rows, inputs, outputs;
-  const float *x, *w;
-  float* y;
-};
-
-// Up to `kTall` rows of one strip, of inputs that were copied next to one another.
-void strip(int rows, int inner, const float* x, int ldx, const float* packed, float* y, int ldy,
-           bool accumulate) {
-  switch (rows) {
-    case 1: return tile<1, 2>(inner, x, ldx, 1, packed, kStrip, y, ldy, accumulate);
-    case 2: return tile<2, 2>(inner, x, ldx, 1, packed, kStrip, y, ldy, accumulate);
-    case 3: return tile<3, 2>(inner, x, ldx, 1, packed, kStrip, y, ldy, accumulate);
-    case 4: return tile<4, 2>(inner, x, ldx, 1, packed, kStrip, y, ldy, accumulate);
-    case 5: return tile<5, 2>(inner, x, ldx, 1, packed, kStrip, y, ldy, accumulate);
-    default: return tile<kTall, 2>(inner, x, ldx, 1, packed, kStrip, y, ldy, accumulate);
+// y_i[N, O_i] = x[N, I] w_i[I, O_i].
+ffi::Error outputs(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs weights,
+                   ffi::RemainingRets results) {
+  const Matrix in = matrix(x);
+  std::vector<Product> few;
+  std::vector<Target> many;
+  for (size_t i = 0; i < weights.size(); i++) {
+    auto given = weights.get<Floats>(i);
+    auto result = results.get<Floats>(i);
+    if (given.has_error()) return given.error();
+    if (result.has_error()) return result.error();
+    const Matrix w = matrix(*given), y = matrix(**result);
+    few.push_back({in.rows, in.columns, w.columns, in.at, w.at, y.at});
+    many.push_back({w.plain(), w.columns, y.at});
   }
+  if (in.rows <= kFewRows) {
+    few_rows(pool, few);
+  } else {
+    multiply(pool, in.rows, in.columns, in.plain(), many);
+  }
+  return ffi::Error::Success();
 }
 
-void panel(const Product& p, int first, int columns) {
-  alignas(64) float packed[kDeep * kPanel];
-  const int strips = columns / kStrip;
-  for (int k0 = 0; k0 < p.inputs; k0 += kDeep) {
-    const int deep = std::min(kDeep, p.inputs - k0);
-    for (int k = 0; k < deep; k++) {
-      const float* w = p.w + size_t(k0 + k) * p.outputs + first;
-      for (int s = 0; s < strips; s++) {
-        float* to = packed + (s * deep + k) * kStrip;
-        store(to, load(w + s * kStrip));
-        store(to + kLanes, load(w + s * kStrip + kLanes));
-      }
-    }
-    for (int s = 0; s < strips; s++) {
-      for (int m = 0; m < p.rows; m += kTall) {
-        strip(std::min(kTall, p.rows - m), deep, p.x + size_t(m) * p.inputs + k0, p.inputs,
-              packed + s * deep * kStrip, p.y + size_t(m) * p.outputs + first + s * kStrip,
-              p.outputs, k0 > 0);
-      }
-    }
+// dx[N, I] = sum_i dy_i[N, O_i] w_i[I, O_i]^T; the gradients come first, the weights after.
+ffi::Error input_gradient(ffi::ThreadPool pool, ffi::RemainingArgs given, Out result) {
+  const Matrix dx = matrix(*result);
+  const size_t maps = given.size() / 2;
+  for (size_t i = 0; i < maps; i++) {
+    auto d_out = given.get<Floats>(i), weights = given.get<Floats>(maps + i);
+    if (d_out.has_error()) return d_out.error();
+    if (weights.has_error()) return weights.error();
+    const Matrix dy = matrix(*d_out), w = matrix(*weights);
+    multiply(pool, dy.rows, dy.columns, dy.plain(), {{w.turned(), dx.columns, dx.at}}, i > 0);
   }
+  return ffi::Error::Success();
 }
 
-// A few rows do not pay for a copy: all columns of `kDeepest` inputs pass at a time.
-template <int kRows, int kDeepest>
-void stream(const Product& p, int first, int columns) {
-  float* y = p.y + first;
-  for (int m = 0; m < kRows; m++) std::memset(y + size_t(m) * p.outputs, 0, 4 * columns);
-  auto pass = [&](int k, int deep) __attribute__((always_inline)) {
-    const float* w = p.w + size_t(k) * p.outputs + first;
-    Vec x[kRows][kDeepest];
-    for (int m = 0; m < kRows; m++) {
-      for (int i = 0; i < deep; i++) x[m][i] = splat(p.x[size_t(m) * p.inputs + k + i]);
-    }
-    for (int c = 0; c < columns; c += kLanes) {
-      Vec sum[kRows];
-      for (int m = 0; m < kRows; m++) sum[m] = load(y + size_t(m) * p.outputs + c);
-      for (int i = 0; i < deep; i++) {
-        const Vec part = load(w + size_t(i) * p.outputs + c);
-        for (int m = 0; m < kRows; m++) sum[m] += x[m][i] * part;
-      }
-      for (int m = 0; m < kRows; m++) store(y + size_t(m) * p.outputs + c, sum[m]);
-    }
-  };
-  int k = 0;
-  for (; k + kDeepest <= p.inputs; k += kDeepest) pass(k, kDeepest);
-  for (; k < p.inputs; k++) pass(k, 1);
-}
-
-// Columns of one product that a thread takes at a time.
-struct Piece {
-  const Product* product;
-  int first, columns;
-
-  void run() const {
-    const Product& p = *product;
-    if (p.rows == 1) return stream<1, 8>(p, first, columns);
-    if (p.rows == 2) return stream<2, 4>(p, first, columns);
-    panel(p, first, columns);
+// dw_i[I, O_i] = x[N, I]^T dy_i[N, O_i].
+ffi::Error weight_gradients(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs d_outs,
+                            ffi::RemainingRets results) {
+  const Matrix in = matrix(x);
+  std::vector<Target> targets;
+  for (size_t i = 0; i < d_outs.size(); i++) {
+    auto d_out = d_outs.get<Floats>(i);
+    auto result = results.get<Floats>(i);
+    if (d_out.has_error()) return d_out.error();
+    if (result.has_error()) return result.error();
+    const Matrix dy = matrix(*d_out);
+    targets.push_back({dy.plain(), dy.columns, (*result)->typed_data()});
   }
-};
-
-ffi::Error products(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs matrices,
-                    ffi::RemainingRets results) {
-  std::vector<Product> all;
-  int outputs = 0;
-  for (size_t i = 0; i < matrices.size(); i++) {
-    auto w = matrices.get<Floats>(i);
-    auto y = results.get<Floats>(i);
-    if (w.has_error()) return w.error();
-    if (y.has_error()) return y.error();
-    all.push_back({int(x.dimensions()[0]), int(x.dimensions()[1]), int(w->dimensions()[1]),
-                   x.typed_data(), w->typed_data(), (*y)->typed_data()});
-    outputs += all.back().outputs;
-  }
-  int wide = all[0].rows <= 2 ? 512 : kPanel;
-  while (wide > kStrip && outputs / wide < 2 * int(pool.num_threads())) wide /= 2;
-  std::vector<Piece> pieces;
-  for (const Product& p : all) {
-    for (int at = 0; at < p.outputs; at += wide) {
-      pieces.push_back({&p, at, std::min(wide, p.outputs - at)});
-    }
-  }
-  // A weight is copied, and multiplied with each row.
-  const double nanoseconds = double(all[0].inputs) * outputs * (0.4 + all[0].rows / 45.0);
-  deal(pool, pieces.size(), 1e-3 * nanoseconds, [&](int i) { pieces[i].run(); });
+  multiply(pool, in.columns, in.rows, in.turned(), targets);
   return ffi::Error::Success();
 }
 
 }  // namespace
 }  // namespace process_gen
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(few_rows_products, process_gen::products,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
+using xla::ffi::Ffi;
+using xla::ffi::ThreadPool;
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_outputs, process_gen::outputs,
+                              Ffi::Bind()
+                                  .Ctx<ThreadPool>()
                                   .Arg<process_gen::Floats>()
-                                  .RemainingArgs().RemainingRets());
+                                  .RemainingArgs()
+                                  .RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    linear_input_gradient, process_gen::input_gradient,
+    Ffi::Bind().Ctx<ThreadPool>().RemainingArgs().Ret<process_gen::Floats>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(linear_weight_gradients, process_gen::weight_gradients,
+                              Ffi::Bind()
+                                  .Ctx<ThreadPool>()
+                                  .Arg<process_gen::Floats>()
+                                  .RemainingArgs()
+                                  .RemainingRets());

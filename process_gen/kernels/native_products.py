@@ -1,42 +1,58 @@
-"""Products of few rows with matrices on all cores of a CPU, in C++ (`native_products.cc`)."""
+"""Products of tokens with matrices on all cores of a CPU, in C++ (`native_products.cc`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from process_gen.kernels.native_library import library
 
-WHOLE = 16  # columns that a matrix has a multiple of
+WHOLE = 16  # columns that an output has a multiple of
+MULTIPLIED = "multiplied"  # the name of what rematerialisation keeps where it keeps products
 
 
-def few_rows(x_NxI: jax.Array, kernels: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+def multiply(x_NxI: jax.Array, kernels: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     """``x @ kernel`` for each of the kernels ``float32[I, O]``, as one call; float32 ``[N, O]``.
 
     Raises:
       ConfigError: there is no C++ compiler, or it refuses the sources.
     """
     library()
-    return _few_rows(x_NxI, tuple(kernels))
+    return _multiply(x_NxI, tuple(kernels))
 
 
 @jax.custom_vjp
-def _few_rows(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    results = [jax.ShapeDtypeStruct((len(x), w.shape[1]), jnp.float32) for w in kernels]
-    call = jax.ffi.ffi_call("few_rows_products", results, vmap_method="sequential")
-    return tuple(call(x, *kernels))
+def _multiply(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    results = [floats(len(x), w.shape[1]) for w in kernels]
+    return tuple(call("linear_outputs", results)(x, *kernels))
 
 
 def _forward(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[tuple, tuple]:
-    return _few_rows(x, kernels), (x, kernels)
+    outs = tuple(checkpoint_name(y, MULTIPLIED) for y in _multiply(x, kernels))
+    return outs, (x, kernels)
 
 
 def _backward(kept: tuple, d_outs: tuple[jax.Array, ...]) -> tuple:
     x, kernels = kept
-    dx = sum(d @ w.T for d, w in zip(d_outs, kernels, strict=True))
-    return dx, tuple(x.T @ d for d in d_outs)
+    if x.shape[1] % WHOLE:
+        dx = sum(d @ w.T for d, w in zip(d_outs, kernels, strict=True))
+    else:
+        dx = call("linear_input_gradient", [floats(*x.shape)])(*d_outs, *kernels)[0]
+    weights = [floats(*w.shape) for w in kernels]
+    return dx, tuple(call("linear_weight_gradients", weights)(x, *d_outs))
 
 
-_few_rows.defvjp(_forward, _backward)
+def call(name: str, results: Sequence[jax.ShapeDtypeStruct]) -> Callable[..., Sequence]:
+    """What calls the C++ function of this name; rows that are mapped over one after the other."""
+    return jax.ffi.ffi_call(name, results, vmap_method="sequential")
+
+
+def floats(*shape: int) -> jax.ShapeDtypeStruct:
+    """A result of it, float32."""
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+_multiply.defvjp(_forward, _backward)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from flax import nnx
 from process_gen.core import axes
 from process_gen.core.model_config import LoraConfig
 from process_gen.kernels.key_block import KeyBlock
-from process_gen.models.products import products
+from process_gen.kernels.native_swiglu import swiglu
+from process_gen.models.products import in_cpp, products
 from process_gen.sharding import rules
 
 
@@ -93,16 +94,23 @@ class Linear(nnx.Module):
 
 def side_by_side(x: jax.Array, *maps: Linear) -> list[jax.Array]:
     """Linear maps of the same ``[..., inputs]``, whose products are one call where that pays."""
-    kernels = [rules.in_use(m.kernel[...].astype(x.dtype), m.names) for m in maps]
+    kernels = _kernels(x, maps)
     # Rows and tokens that are both cut over devices have no flattened view without moving.
-    alone = rules.mesh_in_force() is None
-    flat = x.reshape(-1, x.shape[-1]) if alone else x
-    if alone and rules.platform() == "cpu":
+    flat = x.reshape(-1, x.shape[-1]) if rules.mesh_in_force() is None else x
+    if _on_one_cpu():
         found = products(flat, kernels)
     else:
         found = [flat @ kernel for kernel in kernels]
     outs = (m._complete(flat, product) for m, product in zip(maps, found, strict=True))
     return [out.reshape(*x.shape[:-1], out.shape[-1]) for out in outs]
+
+
+def _kernels(x: jax.Array, maps: Sequence[Linear]) -> list[jax.Array]:
+    return [rules.in_use(m.kernel[...].astype(x.dtype), m.names) for m in maps]
+
+
+def _on_one_cpu() -> bool:
+    return rules.mesh_in_force() is None and rules.platform() == "cpu"
 
 
 class RMSNorm(nnx.Module):
@@ -150,6 +158,11 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[..., D]`` to ``[..., D]``."""
+        maps = (self.gate, self.up, self.down)
+        if _on_one_cpu() and not any(m.lora for m in maps):
+            flat, kernels = x.reshape(-1, x.shape[-1]), _kernels(x, maps)
+            if in_cpp(flat, kernels):
+                return swiglu(flat, *kernels).reshape(x.shape)
         gate, up = side_by_side(x, self.gate, self.up)
         hidden = jax.nn.silu(gate) * up
         if hidden.ndim == 3:

@@ -20,6 +20,7 @@ from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
 from process_gen.kernels.interval_attention import interval_attention
 from process_gen.kernels.key_block import ATTENDED, CachedKeys
+from process_gen.kernels.native_products import MULTIPLIED
 from process_gen.models.layers import (
     Linear,
     RMSNorm,
@@ -36,7 +37,10 @@ _RESIDUAL = (axes.BATCH, axes.RESIDUAL, None)
 _STREAM = "stream"  # what enters a layer
 
 _REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(MULTIPLIED),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": jax.checkpoint_policies.save_only_these_names(ATTENDED),
     "offload": jax.checkpoint_policies.save_and_offload_only_these_names(

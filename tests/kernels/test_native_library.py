@@ -28,7 +28,7 @@ def test_without_a_compiler_it_says_what_to_do(afresh, monkeypatch, caplog):
 
 
 def test_a_compiler_that_refuses_is_quoted(afresh, monkeypatch, tmp_path, caplog):
-    for name in (*native_lib.SOURCES, native_lib.HEADER):
+    for name in (*native_lib.SOURCES, *native_lib.HEADERS):
         (tmp_path / name).write_text("#error no such thing\n")
     monkeypatch.setattr(native_lib, "FOLDER", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Few tokens times weights on a CPU: in C++, or by XLA a row at a time."""
+"""Tokens times weights on a CPU: in C++, or by XLA a row at a time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from process_gen.kernels.native_library import available
 from process_gen.models import products as lib
-from process_gen.models.products import FEW_ROWS, FEWEST, MOST, WIDE, products
+from process_gen.models.products import FEW_ROWS, FEWEST, WIDE, products
 
 
 @pytest.fixture
@@ -46,9 +46,8 @@ def test_few_rows_and_wide_weights_are_taken_apart_and_no_others(by_xla):
 
 @pytest.mark.skipif(not available(), reason="needs a C++ compiler")
 def test_in_cpp_where_it_pays():
-    for rows in (FEWEST, MOST):
+    for rows in (FEWEST, 1000):
         assert _counts(rows, 8, 32) == (0, 1)
-    for rows in (FEWEST - 1, MOST + 1):
-        assert _counts(rows, 8, 32) == (1, 0)
+    assert _counts(FEWEST - 1, 8, 32) == (1, 0)
     assert _counts(64, 8, 24) == (1, 0)  # no whole vectors
     assert _counts(64, 8, 32, "bfloat16") == (1, 0)

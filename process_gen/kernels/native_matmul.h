@@ -1,0 +1,227 @@
+// Matrix products of many rows, C = A B, for all three of a linear map: its outputs, and the
+// gradients of its inputs and of its weights.
+//
+// B is copied into strips of 16 columns by all threads, then blocks of rows are dealt to them. While
+// 256 inner rows of a strip stay in a core's first cache all rows of a block pass. Every sum is over
+// the inner rows in their order, so results do not depend on the number of threads.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <vector>
+
+#include "native.h"
+
+namespace process_gen {
+
+// Floats anywhere; one of the two steps is 1.
+struct View {
+  const float* at;
+  ptrdiff_t by_row, by_column;
+
+  const float* to(ptrdiff_t row, ptrdiff_t column) const {
+    return at + row * by_row + column * by_column;
+  }
+};
+
+// An array in rows.
+struct Matrix {
+  int rows, columns;
+  float* at;
+
+  View plain() const { return {at, columns, 1}; }
+  View turned() const { return {at, 1, columns}; }
+};
+
+template <typename Buffer>
+inline Matrix matrix(const Buffer& x) {
+  return {int(x.dimensions()[0]), int(x.dimensions()[1]), x.typed_data()};
+}
+
+constexpr int kStrip = 2 * kLanes;       // columns, of which there are whole strips
+constexpr int kTall = 6;                 // rows of a tile of a strip
+constexpr int kDeep = 256;               // inner rows at a time
+constexpr int kFewest = 24, kMost = 96;  // rows of a block
+constexpr int kCopied = 8;               // strips that a thread copies at a time
+constexpr int kRoom = 1 << 20;           // floats that are copied before a product, about
+
+// Eight vectors as the rows of a square, which is turned round.
+inline void turn(Vec* x) {
+  Vec pairs[8], fours[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = __builtin_shuffle(x[i], x[i + 1], IntVec{0, 8, 1, 9, 4, 12, 5, 13});
+    pairs[i + 1] = __builtin_shuffle(x[i], x[i + 1], IntVec{2, 10, 3, 11, 6, 14, 7, 15});
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = 0; j < 2; j++) {
+      const Vec a = pairs[i + j], b = pairs[i + j + 2];
+      fours[i + 2 * j] = __builtin_shuffle(a, b, IntVec{0, 1, 8, 9, 4, 5, 12, 13});
+      fours[i + 2 * j + 1] = __builtin_shuffle(a, b, IntVec{2, 3, 10, 11, 6, 7, 14, 15});
+    }
+  }
+  for (int i = 0; i < 4; i++) {
+    x[i] = __builtin_shuffle(fours[i], fours[i + 4], IntVec{0, 1, 2, 3, 8, 9, 10, 11});
+    x[i + 4] = __builtin_shuffle(fours[i], fours[i + 4], IntVec{4, 5, 6, 7, 12, 13, 14, 15});
+  }
+}
+
+// `deep` rows of 16 columns from `b` on, ``[deep, 16]``.
+inline void copy_strip(const View& b, int deep, float* to) {
+  if (b.by_column == 1) {
+    const float* from = b.at;
+    for (int k = 0; k < deep; k++, from += b.by_row, to += kStrip) {
+      store(to, load(from));
+      store(to + kLanes, load(from + kLanes));
+    }
+    return;
+  }
+  int k = 0;
+  for (; k + kLanes <= deep; k += kLanes) {
+    for (int half = 0; half < kStrip; half += kLanes) {
+      Vec square[kLanes];
+      for (int i = 0; i < kLanes; i++) square[i] = load(b.to(k, half + i));
+      turn(square);
+      for (int i = 0; i < kLanes; i++) store(to + (k + i) * kStrip + half, square[i]);
+    }
+  }
+  for (; k < deep; k++) {
+    for (int i = 0; i < kStrip; i++) to[k * kStrip + i] = *b.to(k, i);
+  }
+}
+
+// Rows of A that lie across, six next to one another for each of `deep` inner rows,
+// ``[rows / 6, deep, 6]``; two floats more are written.
+inline void copy_rows(const View& a, int rows, int deep, float* to) {
+  for (int m = 0; m < rows; m += kTall, to += ptrdiff_t(deep) * kTall) {
+    const int width = rows - m;
+    for (int k = 0; k < deep; k++) {
+      if (width >= kLanes) {
+        store(to + k * kTall, load(a.to(m, k)));
+      } else {
+        std::memcpy(to + k * kTall, a.to(m, k), sizeof(float) * std::min(kTall, width));
+      }
+    }
+  }
+}
+
+// Room that a thread keeps, on a boundary of a cache's line.
+inline float* room(std::vector<float>& kept, size_t floats) {
+  constexpr size_t kLine = 16;
+  if (kept.size() < floats + kLine) kept = std::vector<float>(floats + kLine);
+  const auto at = reinterpret_cast<uintptr_t>(kept.data());
+  return kept.data() + (kLine - at / 4 % kLine) % kLine;
+}
+
+// Columns of B, ``[count, inner, 16]``, and where they come from.
+struct Strips {
+  View from;
+  int inner, count;
+  float* at = nullptr;
+
+  Strips(View from, int inner, int columns) : from(from), inner(inner), count(columns / kStrip) {}
+
+  size_t floats() const { return size_t(count) * inner * kStrip; }
+};
+
+inline void copy(ffi::ThreadPool& pool, const std::vector<Strips*>& all) {
+  struct Piece {
+    const Strips* strips;
+    int first;
+  };
+  static thread_local std::vector<float> kept;
+  std::vector<Piece> pieces;
+  size_t floats = 0;
+  for (const Strips* b : all) floats += b->floats();
+  float* at = room(kept, floats);
+  for (Strips* b : all) {
+    b->at = at;
+    at += b->floats();
+    for (int s = 0; s < b->count; s += kCopied) pieces.push_back({b, s});
+  }
+  deal(pool, pieces.size(), 1e-3 * floats, [&](int i) {
+    const Strips& b = *pieces[i].strips;
+    for (int s = pieces[i].first; s < std::min(b.count, pieces[i].first + kCopied); s++) {
+      const View from{b.from.to(0, s * kStrip), b.from.by_row, b.from.by_column};
+      copy_strip(from, b.inner, b.at + size_t(s) * b.inner * kStrip);
+    }
+  });
+}
+
+// Rows for one thread at a time.
+inline int block_of(const ffi::ThreadPool& pool, int rows) {
+  const int share = (rows / (2 * int(pool.num_threads())) + kTall - 1) / kTall * kTall;
+  return std::clamp(share, kFewest, kMost);
+}
+
+// C[rows, columns] = A B (+ C) of one block on this thread; `by_tile`: from six rows to the next.
+inline void block_product(int rows, const View& a, ptrdiff_t by_tile, const Strips& b, float* c,
+                          int ldc, bool accumulate) {
+  for (int s = 0; s < b.count; s++) {
+    const float* strip = b.at + size_t(s) * b.inner * kStrip;
+    for (int k = 0; k < b.inner; k += kDeep) {
+      for (int m = 0; m < rows; m += kTall) {
+        up_to<kTall, 2>(std::min(kTall, rows - m), std::min(kDeep, b.inner - k),
+                        a.at + m / kTall * by_tile + k * a.by_column, a.by_row, a.by_column,
+                        strip + k * kStrip, kStrip, c + ptrdiff_t(m) * ldc + s * kStrip, ldc,
+                        accumulate || k > 0);
+      }
+    }
+  }
+}
+
+// The same of rows that lie one after the other.
+inline void block_product(int rows, const float* a, int lda, const Strips& b, float* c, int ldc,
+                          bool accumulate) {
+  block_product(rows, {a, lda, 1}, ptrdiff_t(kTall) * lda, b, c, ldc, accumulate);
+}
+
+// Nanoseconds of one thread for so many products of numbers.
+inline double nanoseconds(double products) { return products / 45.0; }
+
+struct Target {
+  View b;  // [inner, columns]
+  int columns;
+  float* c;  // [rows, columns]
+};
+
+// C_i = A B_i (+ C_i) of ``A[rows, inner]`` on all threads.
+inline void multiply(ffi::ThreadPool& pool, int rows, int inner, const View& a,
+                     const std::vector<Target>& targets, bool accumulate = false) {
+  const int block = block_of(pool, rows);
+  int columns = 0;
+  for (const Target& t : targets) columns += t.columns;
+  // Rows of A that lie across are copied by each block, and B's in slabs that caches can hold.
+  const bool across = a.by_column != 1;
+  const int least = std::min(kRoom / columns, across ? kRoom / (16 * block) : kRoom);
+  const int slab = std::min(inner, std::max(least / kDeep, 1) * kDeep);
+  for (int k0 = 0; k0 < inner; k0 += slab) {
+    const int deep = std::min(slab, inner - k0);
+    std::vector<Strips> strips;
+    for (const Target& t : targets) {
+      strips.push_back({{t.b.to(k0, 0), t.b.by_row, t.b.by_column}, deep, t.columns});
+    }
+    std::vector<Strips*> all;
+    for (Strips& b : strips) all.push_back(&b);
+    copy(pool, all);
+    const double work = nanoseconds(double(rows) * deep * columns);
+    deal(pool, (rows + block - 1) / block, 1e-3 * work, [&](int i) {
+      const int first = i * block, used = std::min(block, rows - first);
+      View own{a.to(first, k0), a.by_row, a.by_column};
+      ptrdiff_t by_tile = kTall * a.by_row;
+      if (across) {
+        static thread_local std::vector<float> kept;
+        float* here = room(kept, size_t(block) * deep + kLanes);
+        copy_rows(own, used, deep, here);
+        own = {here, 1, kTall};
+        by_tile = ptrdiff_t(kTall) * deep;
+      }
+      for (size_t t = 0; t < strips.size(); t++) {
+        float* c = targets[t].c + ptrdiff_t(first) * targets[t].columns;
+        block_product(used, own, by_tile, strips[t], c, targets[t].columns, accumulate || k0 > 0);
+      }
+    });
+  }
+}
+
+}  // namespace process_gen
