@@ -46,7 +46,9 @@ struct Sizes {
       : rows(x.rows), width(x.columns), hidden(gate.columns), block(block_of(pool, rows)) {}
 
   // Hidden columns at a time, whose weights are copied first.
-  int part() const { return std::clamp(kRoom / (3 * width) / kStrip, 4, hidden / kStrip) * kStrip; }
+  int part() const {
+    return std::min(std::max(kRoom / (3 * width) / kStrip, 4) * kStrip, hidden);
+  }
 
   // Three products of all rows with so many hidden columns.
   double microseconds(int columns) const {

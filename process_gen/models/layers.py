@@ -159,7 +159,7 @@ class SwiGLU(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[..., D]`` to ``[..., D]``."""
         maps = (self.gate, self.up, self.down)
-        if _on_one_cpu() and not any(m.lora for m in maps):
+        if _on_one_cpu() and all(m.lora is None for m in maps):
             flat, kernels = x.reshape(-1, x.shape[-1]), _kernels(x, maps)
             if in_cpp(flat, kernels):
                 return swiglu(flat, *kernels).reshape(x.shape)
