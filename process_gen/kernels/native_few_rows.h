@@ -24,10 +24,7 @@ inline void panel(const Product& p, int first, int columns) {
   const int strips = columns / kStrip;
   for (int k0 = 0; k0 < p.inputs; k0 += kDeep) {
     const int deep = std::min(kDeep, p.inputs - k0);
-    for (int s = 0; s < strips; s++) {
-      const float* from = p.w + size_t(k0) * p.outputs + first + s * kStrip;
-      copy_strip({from, p.outputs, 1}, deep, packed + s * deep * kStrip);
-    }
+    copy_strips({p.w + size_t(k0) * p.outputs + first, p.outputs, 1}, strips, deep, packed);
     for (int s = 0; s < strips; s++) {
       for (int m = 0; m < p.rows; m += kTall) {
         up_to<kTall, 2>(std::min(kTall, p.rows - m), deep, p.x + size_t(m) * p.inputs + k0,

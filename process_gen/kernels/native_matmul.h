@@ -75,27 +75,31 @@ inline void turn(Vec* x) {
 
 #undef PROCESS_GEN_PICK
 
-// `deep` rows of 16 columns from `b` on, ``[deep, 16]``.
-inline void copy_strip(const View& b, int deep, float* to) {
+// Strips of `deep` rows from `b` on, ``[strips, deep, 16]``.
+inline void copy_strips(const View& b, int strips, int deep, float* to) {
+  const ptrdiff_t by_strip = ptrdiff_t(deep) * kStrip;
   if (b.by_column == 1) {
-    const float* from = b.at;
-    for (int k = 0; k < deep; k++, from += b.by_row, to += kStrip) {
-      store(to, load(from));
-      store(to + kLanes, load(from + kLanes));
+    for (int k = 0; k < deep; k++, to += kStrip) {
+      const float* from = b.to(k, 0);
+      for (int s = 0; s < strips; s++, from += kStrip) {
+        store(to + s * by_strip, load(from));
+        store(to + s * by_strip + kLanes, load(from + kLanes));
+      }
     }
     return;
   }
-  int k = 0;
-  for (; k + kLanes <= deep; k += kLanes) {
-    for (int half = 0; half < kStrip; half += kLanes) {
+  for (int c = 0; c < strips * kStrip; c += kLanes) {
+    float* at = to + c / kStrip * by_strip + c % kStrip;
+    int k = 0;
+    for (; k + kLanes <= deep; k += kLanes) {
       Vec square[kLanes];
-      for (int i = 0; i < kLanes; i++) square[i] = load(b.to(k, half + i));
+      for (int i = 0; i < kLanes; i++) square[i] = load(b.to(k, c + i));
       turn(square);
-      for (int i = 0; i < kLanes; i++) store(to + (k + i) * kStrip + half, square[i]);
+      for (int i = 0; i < kLanes; i++) store(at + (k + i) * kStrip, square[i]);
     }
-  }
-  for (; k < deep; k++) {
-    for (int i = 0; i < kStrip; i++) to[k * kStrip + i] = *b.to(k, i);
+    for (; k < deep; k++) {
+      for (int i = 0; i < kLanes; i++) at[k * kStrip + i] = *b.to(k, c + i);
+    }
   }
 }
 
@@ -150,10 +154,9 @@ inline void copy(ffi::ThreadPool& pool, const std::vector<Strips*>& all) {
   }
   deal(pool, pieces.size(), 1e-3 * floats, [&](int i) {
     const Strips& b = *pieces[i].strips;
-    for (int s = pieces[i].first; s < std::min(b.count, pieces[i].first + kCopied); s++) {
-      const View from{b.from.to(0, s * kStrip), b.from.by_row, b.from.by_column};
-      copy_strip(from, b.inner, b.at + size_t(s) * b.inner * kStrip);
-    }
+    const int s = pieces[i].first, strips = std::min(kCopied, b.count - s);
+    const View from{b.from.to(0, s * kStrip), b.from.by_row, b.from.by_column};
+    copy_strips(from, strips, b.inner, b.at + size_t(s) * b.inner * kStrip);
   });
 }
 
