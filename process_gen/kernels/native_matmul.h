@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdlib>
 #include <vector>
 
 #include "native.h"
@@ -203,10 +202,11 @@ inline void multiply(ffi::ThreadPool& pool, int rows, int inner, const View& a,
   const int block = block_of(pool, rows);
   int columns = 0;
   for (const Target& t : targets) columns += t.columns;
-  // Rows of A that lie across are copied by each block, and B's in slabs that caches can hold.
+  // Rows of A that lie across are copied by each block (into a 16th of the room, which its core's
+  // second cache can hold), and B's are copied in slabs.
   const bool across = a.by_column != 1;
-  const int least = std::min(kRoom / columns, across ? kRoom / (16 * block) : kRoom);
-  const int slab = std::min(inner, std::max(least / kDeep, 1) * kDeep);
+  const int fit = std::min(kRoom / columns, across ? kRoom / (16 * block) : kRoom);
+  const int slab = std::min(inner, std::max(fit / kDeep, 1) * kDeep);
   for (int k0 = 0; k0 < inner; k0 += slab) {
     const int deep = std::min(slab, inner - k0);
     std::vector<Strips> strips;

@@ -161,7 +161,7 @@ class SwiGLU(nnx.Module):
         maps = (self.gate, self.up, self.down)
         if _on_one_cpu() and all(m.lora is None for m in maps):
             flat, kernels = x.reshape(-1, x.shape[-1]), _kernels(x, maps)
-            if in_cpp(flat, kernels):
+            if in_cpp(flat, kernels):  # of both widths, as each is one of its maps' outputs
                 return swiglu(flat, *kernels).reshape(x.shape)
         gate, up = side_by_side(x, self.gate, self.up)
         hidden = jax.nn.silu(gate) * up

@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from process_gen.core.model_config import LoraConfig
 from process_gen.kernels.native_library import available
 from process_gen.models import products as lib
+from process_gen.models.layers import SwiGLU
 from process_gen.models.products import FEW_ROWS, FEWEST, WIDE, products
+from process_gen.models.transformer import _REMAT_POLICIES
 
 
 @pytest.fixture
@@ -51,3 +55,36 @@ def test_in_cpp_where_it_pays():
     assert _counts(FEWEST - 1, 8, 32) == (1, 0)
     assert _counts(64, 8, 24) == (1, 0)  # no whole vectors
     assert _counts(64, 8, 32, "bfloat16") == (1, 0)
+
+
+def _mlp(lora: dict[str, LoraConfig]) -> SwiGLU:
+    return SwiGLU(16, 32, rngs=nnx.Rngs(0), out_scale=1.0, param_dtype="float32", lora=lora)
+
+
+@pytest.mark.skipif(not available(), reason="needs a C++ compiler")
+def test_a_gated_mlp_is_one_call_where_nothing_is_added_to_its_maps():
+    x = jax.random.normal(jax.random.key(1), (2, 4, 16))
+    plain, adapted = _mlp({}), _mlp({"up": LoraConfig(rank=2)})
+    counts = [str(jax.make_jaxpr(mlp)(x)).count("ffi_call") for mlp in (plain, adapted)]
+    assert counts == [1, 2]  # gate with up, and down
+    for mlp in (plain, adapted):  # what is added is 0 at first
+        gate, up, down = (m.kernel[...] for m in (mlp.gate, mlp.up, mlp.down))
+        expected = (jax.nn.silu(x @ gate) * (x @ up)) @ down
+        np.testing.assert_allclose(mlp(x), expected, atol=1e-5)
+        assert float(jnp.abs(mlp(x) - expected[:, ::-1]).max()) > 0.1
+    before = adapted(x)
+    adapted.up.lora.b[...] += 1.0
+    assert float(jnp.abs(adapted(x) - before).max()) > 1e-2
+
+
+@pytest.mark.skipif(not available(), reason="needs a C++ compiler")
+def test_rematerialisation_that_keeps_products_keeps_these(capsys):
+    x, mlp = jnp.ones((4, 16)), _mlp({})
+
+    def kept(name):
+        jax.ad_checkpoint.print_saved_residuals(
+            jax.checkpoint(mlp, policy=_REMAT_POLICIES[name]), x
+        )
+        return capsys.readouterr().out.count("f32[4,32] named")
+
+    assert (kept("dots"), kept("full")) == (2, 0)  # what gating took
