@@ -15,6 +15,8 @@ from process_gen.models.layers import SwiGLU
 from process_gen.models.products import FEW_ROWS, FEWEST, WIDE, products
 from process_gen.models.transformer import _REMAT_POLICIES
 
+nnx.use_eager_sharding(False)
+
 
 @pytest.fixture
 def by_xla(monkeypatch):
