@@ -26,16 +26,47 @@ using Vec = float __attribute__((vector_size(32)));
 using Loose = float __attribute__((vector_size(32), aligned(4)));
 using IntVec = int32_t __attribute__((vector_size(32)));
 constexpr int kLanes = 8;
+constexpr int kStrip = 2 * kLanes;  // columns of a tile: matrices have whole strips of them
 constexpr float kLog2e = 1.44269504088896341f;
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Loose*>(p); }
 inline void store(float* p, Vec x) { *reinterpret_cast<Loose*>(p) = x; }
 inline Vec splat(float x) { return Vec{x, x, x, x, x, x, x, x}; }
 
-// 2^x, to 2e-7 of it: the fraction by a polynomial (Cephes, exp2f), the rest into the exponent.
+// Numbers of both vectors by their places, those of the second from 8 on.
+#ifdef __clang__
+#define PROCESS_GEN_PICK __builtin_shufflevector
+#else
+#define PROCESS_GEN_PICK(a, b, ...) __builtin_shuffle(a, b, IntVec{__VA_ARGS__})
+#endif
+
+// Eight vectors as the rows of a square, which is turned round.
+inline void turn(Vec* x) {
+  Vec pairs[8], fours[8];
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = PROCESS_GEN_PICK(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    pairs[i + 1] = PROCESS_GEN_PICK(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int j = 0; j < 2; j++) {
+      const Vec a = pairs[i + j], b = pairs[i + j + 2];
+      fours[i + 2 * j] = PROCESS_GEN_PICK(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+      fours[i + 2 * j + 1] = PROCESS_GEN_PICK(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+  }
+  for (int i = 0; i < 4; i++) {
+    x[i] = PROCESS_GEN_PICK(fours[i], fours[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+    x[i + 4] = PROCESS_GEN_PICK(fours[i], fours[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  }
+}
+
+#undef PROCESS_GEN_PICK
+
+// 2^x, to 2e-7 of it, and 0 for all x up to -127: the fraction by a polynomial (Cephes, exp2f), the
+// rest into the exponent.
 inline Vec exp2(Vec x) {
-  const Vec least = splat(-126.0f), shift = splat(12582912.0f);  // 1.5 * 2^23 rounds to integers
-  x = x < least ? least : x;
+  const Vec least = splat(-127.0f), shift = splat(12582912.0f);  // 1.5 * 2^23 rounds to integers
+  x = least > x ? least : x;
   const Vec rounded = x + shift;
   const IntVec whole = (IntVec)rounded - (IntVec)shift;
   const Vec part = x - (rounded - shift);

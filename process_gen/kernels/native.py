@@ -16,7 +16,7 @@ from process_gen.kernels.dense import dense
 from process_gen.kernels.key_block import ATTENDED, CachedKeys, KeyBlock
 from process_gen.kernels.native_library import library
 
-_BLOCK, _LANES = 64, 8  # keys, and the features that a vector holds
+_STRIP, _LANES = 16, 8  # keys that are visited together, and features that a vector holds
 
 
 def native(
@@ -24,7 +24,7 @@ def native(
 ) -> jax.Array:
     """The implementation "native" of `interval_attention`; computes in float32.
 
-    A cache of whole blocks of 64 is read as it lies; all other blocks of keys are copied together.
+    A cache of whole strips of 16 is read as it lies; all other blocks of keys are copied together.
 
     Args:
       q_BxSxHxDh, order_BxS: see `interval_attention`.
@@ -51,7 +51,7 @@ def native(
 
 def _lies_well(cache: CachedKeys) -> bool:
     _, _, width, slots = cache.k_BxKxDhxC.shape
-    return cache.k_BxKxDhxC.dtype == jnp.float32 and not (slots % _BLOCK or width % _LANES)
+    return cache.k_BxKxDhxC.dtype == jnp.float32 and not (slots % _STRIP or width % _LANES)
 
 
 def _no_cache(own: KeyBlock) -> CachedKeys:

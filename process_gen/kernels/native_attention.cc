@@ -1,31 +1,21 @@
 // Interval attention for CPUs, forward and backward, as two functions that XLA calls (jax.ffi).
 //
-// What `by_row` does in XLA's own loops: every row by itself, its queries sorted by order and its
-// keys by where they begin to be seen, in blocks of 64, of which those that nobody sees are not
-// visited and those that are seen whole take no mask. The keys of a KV cache come before these, in
-// blocks as they lie. A block of scores stays in the core's first cache, and rows and key heads are
-// dealt to the threads of XLA's pool. No sum is shared between threads, so results do not depend on
-// their number.
+// Every row by itself, its queries and keys sorted, so that what is not seen is hardly computed
+// (`native_visits.h`). The keys of a KV cache come before these, as they lie. Scores of a visit stay
+// in the core's first cache, and rows and key heads are dealt to the threads of XLA's pool. No sum is
+// shared between threads, so results do not depend on their number.
 //
 // Exponentials are powers of two, and log-sum-exp is one in base 2, as in `flash_gpu_kernels`.
 
 #include <cmath>
-#include <numeric>
 #include <vector>
 
-#include "native.h"
+#include "native_visits.h"
 
 namespace process_gen {
 namespace {
 
-constexpr int kBlock = 64;
 constexpr float kFloor = -1e30f, kHidden = -1e38f;
-
-inline IntVec load_ints(const int32_t* p) {
-  IntVec x;
-  std::memcpy(&x, p, sizeof x);
-  return x;
-}
 
 // ---- small matrix products ----------------------------------------------------------------------
 
@@ -61,72 +51,6 @@ void product(int rows, int width, int inner, Matrix a, const float* b, int ldb, 
   }
 }
 
-// ---- who sees whom ------------------------------------------------------------------------------
-
-enum class Seen { kNone, kPart, kWhole };
-
-// The tokens of one row, sorted, filled up to whole blocks with what neither sees nor is seen.
-struct Row {
-  std::vector<int> query, key;  // where they lie
-  std::vector<int32_t> order, from, to;
-
-  Row(const int32_t* orders, int queries, const int32_t* froms, const int32_t* tos, int keys)
-      : query(queries), key(keys) {
-    std::iota(query.begin(), query.end(), 0);
-    std::iota(key.begin(), key.end(), 0);
-    auto rank = [&](int i) { return orders[i] < 0 ? INT32_MAX : orders[i]; };  // padding comes last
-    std::stable_sort(query.begin(), query.end(), [&](int a, int b) { return rank(a) < rank(b); });
-    std::stable_sort(key.begin(), key.end(), [&](int a, int b) { return froms[a] < froms[b]; });
-    auto filled = [](int n) { return (n + kBlock - 1) / kBlock * kBlock; };
-    order.assign(filled(queries), -1);
-    from.assign(filled(keys), INT32_MAX);
-    to.assign(filled(keys), -1);
-    for (int i = 0; i < queries; i++) order[i] = orders[query[i]];
-    for (int j = 0; j < keys; j++) from[j] = froms[key[j]], to[j] = tos[key[j]];
-  }
-
-  // As `block_visits.visited_blocks` and `whole_blocks`.
-  Seen seen(int i, const int32_t* a, const int32_t* b) const {
-    const auto o = order.begin() + i * kBlock;
-    int32_t first = INT32_MAX, last = -1, least = INT32_MAX;
-    for (auto x = o; x != o + kBlock; x++) {
-      if (*x >= 0) first = std::min(first, *x);
-      last = std::max(last, *x);
-      least = std::min(least, *x);
-    }
-    const auto [opens, opened] = std::minmax_element(a, a + kBlock);
-    const auto [closed, closes] = std::minmax_element(b, b + kBlock);
-    if (*opens > last || first > *closes) return Seen::kNone;
-    return *opened <= least && last <= *closed ? Seen::kWhole : Seen::kPart;
-  }
-
-  struct Visit {
-    int block;
-    bool masked;
-  };
-
-  // The blocks of keys with these intervals that the i-th block of queries visits.
-  std::vector<Visit> visits(int i, const int32_t* froms, const int32_t* tos, int blocks) const {
-    std::vector<Visit> found;
-    for (int j = 0; j < blocks; j++) {
-      const Seen kind = seen(i, froms + j * kBlock, tos + j * kBlock);
-      if (kind != Seen::kNone) found.push_back({j, kind == Seen::kPart});
-    }
-    return found;
-  }
-
-  // Those of its own.
-  std::vector<Visit> visits(int i) const {
-    return visits(i, from.data(), to.data(), int(from.size()) / kBlock);
-  }
-
-  // `core.attention_mask.may_attend` of one query and eight keys; all bits set where it may.
-  IntVec may_attend(int query, const int32_t* froms, const int32_t* tos) const {
-    const IntVec o = IntVec{} + order[query];
-    return (load_ints(froms) <= o) & (o <= load_ints(tos));
-  }
-};
-
 // ---- shapes -------------------------------------------------------------------------------------
 
 struct Sizes {
@@ -137,9 +61,7 @@ struct Sizes {
         heads(q.dimensions()[2]), kv_heads(k.dimensions()[2]), dim(q.dimensions()[3]),
         width((dim + kLanes - 1) / kLanes * kLanes), group(heads / kv_heads) {}
 
-  int blocks(int tokens) const { return (tokens + kBlock - 1) / kBlock; }
-  // One core's, if so many pairs were seen by each head.
-  double microseconds(int64_t pairs) const { return 1e-4 * pairs * heads * width; }
+  int blocks() const { return (keys + kKeys - 1) / kKeys; }
   size_t query(int row, int token, int head) const {
     return ((size_t(row) * queries + token) * heads + head) * dim;
   }
@@ -151,144 +73,234 @@ struct Sizes {
   }
 };
 
-Row sorted(const Sizes& n, int r, const Ints& order, const Ints& from, const Ints& to) {
-  return Row(order.typed_data() + size_t(r) * n.queries, n.queries,
-             from.typed_data() + size_t(r) * n.keys, to.typed_data() + size_t(r) * n.keys, n.keys);
-}
+// All rows, sorted, and what they visit.
+struct Rows {
+  std::vector<std::unique_ptr<Row>> at;
+  double microseconds;  // one core's, for the pairs that are visited
+
+  Rows(ffi::ThreadPool& pool, const Sizes& n, const Ints& order, const Ints& from, const Ints& to,
+       const int32_t* cached_from, const int32_t* cached_to, int slots)
+      : at(n.rows) {
+    deal(pool, n.rows, 0.05 * n.rows * (n.queries + n.keys), [&](int r) {
+      const Intervals cache(cached_from + size_t(r) * slots, cached_to + size_t(r) * slots, slots);
+      const size_t q = size_t(r) * n.queries, k = size_t(r) * n.keys;
+      at[r].reset(new Row(order.typed_data() + q, n.queries, from.typed_data() + k,
+                          to.typed_data() + k, n.keys, cache));
+    });
+    int64_t pairs = 0;
+    for (const auto& row : at) {
+      for (const auto* all : {&row->own, &row->cached}) {
+        for (const auto& visits : *all) {
+          for (const Visit& v : visits) pairs += int64_t(v.keys) * (v.last - v.first);
+        }
+      }
+    }
+    microseconds = 1e-4 * pairs * n.heads * n.width;
+  }
+};
 
 // Keys or values of one row and key head, block by block with features as rows, ``[J, width, 64]``.
 std::vector<float> turned(const Sizes& n, const Row& row, int r, int head, const float* x) {
-  std::vector<float> found(size_t(n.blocks(n.keys)) * n.width * kBlock);
+  std::vector<float> found(size_t(n.blocks()) * n.width * kKeys);
   for (int j = 0; j < n.keys; j++) {
     const float* from = x + n.key(r, row.key[j], head);
-    float* to = &found[size_t(j / kBlock) * n.width * kBlock + j % kBlock];
-    for (int d = 0; d < n.dim; d++) to[d * kBlock] = from[d];
+    float* to = &found[size_t(j / kKeys) * n.width * kKeys + j % kKeys];
+    for (int d = 0; d < n.dim; d++) to[d * kKeys] = from[d];
   }
   return found;
 }
 
 // The same, sorted and filled up, ``[J * 64, width]``.
 std::vector<float> laid_out(const Sizes& n, const Row& row, int r, int head, const float* x) {
-  std::vector<float> found(size_t(n.blocks(n.keys)) * kBlock * n.width);
+  std::vector<float> found(size_t(n.blocks()) * kKeys * n.width);
   for (int j = 0; j < n.keys; j++) {
     std::memcpy(&found[size_t(j) * n.width], x + n.key(r, row.key[j], head), 4 * n.dim);
   }
   return found;
 }
 
-using Block = std::vector<float>;  // 64 queries by features, or by 64 keys
-
-void fetch(const Sizes& n, const Row& row, int r, int head, int i, const float* x, float scale,
-           Block& block) {
-  std::fill(block.begin(), block.end(), 0.0f);
-  for (int s = 0; s < kBlock && i * kBlock + s < n.queries; s++) {
-    const float* from = x + n.query(r, row.query[i * kBlock + s], head);
-    for (int d = 0; d < n.dim; d++) block[s * n.width + d] = from[d] * scale;
-  }
+inline void scaled(int n, const float* from, float scale, float* to) {
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i) * scale);
+  for (; i < n; i++) to[i] = from[i] * scale;
 }
+
+// Numbers of a block of queries, features filled up with zeros.
+struct Block {
+  std::vector<float> at;
+
+  explicit Block(int width) : at(kQueries * width) {}
+
+  void fetch(const Sizes& n, const Row& row, int r, int head, int first, int used, const float* x,
+             float scale) {
+    for (int s = 0; s < used; s++) {
+      scaled(n.dim, x + n.query(r, row.query[first + s], head), scale, &at[s * n.width]);
+    }
+  }
+};
 
 // ---- the two functions --------------------------------------------------------------------------
 
 // What a block of queries of one head has seen so far.
 struct Seeing {
-  Block queries, sum, scores;
-  float highest[kBlock], total[kBlock];
+  Block queries, sum;
+  alignas(64) float scores[kQueries * kKeys];
+  Vec total[kQueries];  // by lanes
+  float highest[kQueries + kLanes], rescale[kQueries + kLanes];
 
-  explicit Seeing(int width) : queries(kBlock * width), sum(kBlock * width), scores(kBlock * kBlock) {}
+  explicit Seeing(int width) : queries(width), sum(width) {}
 
   void begin() {
-    std::fill(sum.begin(), sum.end(), 0.0f);
-    std::fill_n(highest, kBlock, kFloor);
-    std::fill_n(total, kBlock, 0.0f);
+    std::fill(sum.at.begin(), sum.at.end(), 0.0f);
+    std::fill_n(highest, kQueries + kLanes, kFloor);
+    std::fill_n(total, kQueries, splat(0.0f));
   }
 };
 
-// 64 keys with features as rows, `stride` apart, and their values, ``[64, width]``.
+// Keys of a visit with features as rows, `stride` apart, and their values, ``[keys, width]``.
 struct Keys {
   const float* keys;
   int stride;
   const float* values;
-  const int32_t *from, *to;
 };
 
-// The i-th block of queries looks at a block of keys.
-void look(const Sizes& n, const Row& row, int i, int used, const Keys& block, bool masked,
-          Seeing& seeing) {
-  float *scores = seeing.scores.data(), *sum = seeing.sum.data();
-  product(used, kBlock, n.dim, {seeing.queries.data(), n.width, 1}, block.keys, block.stride,
-          scores, kBlock, false);
-  for (int s = 0; s < used; s++) {
-    float* line = scores + s * kBlock;
-    Vec most = splat(kHidden);
-    for (int t = 0; t < kBlock; t += kLanes) {
-      Vec x = load(line + t);
-      if (masked) {
-        x = row.may_attend(i * kBlock + s, block.from + t, block.to + t) ? x : splat(kHidden);
-        store(line + t, x);
-      }
-      most = most > x ? most : x;
+// Who sees what of a visit.
+struct Seen {
+  const int32_t *order, *from, *to;
+  bool masked;
+};
+
+// Hides the scores, `8 kVecs` a query, of keys that it may not attend to.
+template <int kVecs>
+void hide(int queries, const Seen& seen, float* scores) {
+  for (int s = 0; s < queries; s++, scores += kKeys) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kVecs * kLanes; t += kLanes) {
+      const IntVec may = may_attend(seen.order[s], seen.from + t, seen.to + t);
+      store(scores + t, may ? load(scores + t) : splat(kHidden));
     }
-    const float before = seeing.highest[s];
-    for (int t = 0; t < kLanes; t++) seeing.highest[s] = std::max(seeing.highest[s], most[t]);
-    const Vec top = splat(seeing.highest[s]);
+  }
+}
+
+// Makes weights of the scores, in units of the highest that each query has seen.
+template <int kVecs>
+void weigh(const Visit& v, int width, Seeing& seeing) {
+  for (int first = v.first; first < v.last; first += kLanes) {
+    const int count = std::min(kLanes, v.last - first);
+    Vec most[kLanes];
+    for (int i = 0; i < count; i++) {
+      const float* line = seeing.scores + (first + i) * kKeys;
+      Vec own = load(line);
+#pragma GCC unroll 8
+      for (int t = kLanes; t < kVecs * kLanes; t += kLanes) {
+        const Vec x = load(line + t);
+        own = own > x ? own : x;
+      }
+      most[i] = own;
+    }
+    for (int i = count; i < kLanes; i++) most[i] = splat(kHidden);
+    turn(most);
+    const Vec before = load(seeing.highest + first);
+    Vec top = before;
+    for (int i = 0; i < kLanes; i++) top = top > most[i] ? top : most[i];
+    store(seeing.highest + first, top);
+    store(seeing.rescale + first, exp2(before - top));
+  }
+  for (int s = v.first; s < v.last; s++) {
+    float* line = seeing.scores + s * kKeys;
+    const Vec top = splat(seeing.highest[s]), rescale = splat(seeing.rescale[s]);
     Vec added = splat(0.0f);
-    for (int t = 0; t < kBlock; t += kLanes) {
-      const Vec x = load(line + t);
-      Vec weight = exp2(x - top);
-      if (masked) weight = x > splat(0.1f * kHidden) ? weight : splat(0.0f);
+#pragma GCC unroll 8
+    for (int t = 0; t < kVecs * kLanes; t += kLanes) {
+      const Vec weight = exp2(load(line + t) - top);
       store(line + t, weight);
       added += weight;
     }
-    const float rescale = std::exp2(before - seeing.highest[s]);
-    seeing.total[s] *= rescale;
-    for (int t = 0; t < kLanes; t++) seeing.total[s] += added[t];
-    if (rescale == 1.0f) continue;
-    for (int d = 0; d < n.width; d++) sum[s * n.width + d] *= rescale;
+    seeing.total[s] = seeing.total[s] * rescale + added;
+    float* sum = seeing.sum.at.data() + s * width;
+    for (int d = 0; d < width; d += kLanes) store(sum + d, load(sum + d) * rescale);
   }
-  product(used, n.width, kBlock, {scores, kBlock, 1}, block.values, n.width, sum, n.width, true);
 }
 
-// A cache has whole blocks of keys, and heads whose features are whole vectors.
+// Queries look at the keys of a visit.
+template <int kVecs>
+void look(const Sizes& n, const Visit& v, const Seen& seen, const Keys& block, Seeing& seeing) {
+  if constexpr (kVecs > 2) {
+    if (v.keys < kVecs * kLanes) return look<kVecs - 2>(n, v, seen, block, seeing);
+  }
+  const int queries = v.last - v.first, top = v.first * n.width;
+  float* scores = seeing.scores + v.first * kKeys;
+  product(queries, v.keys, n.dim, {&seeing.queries.at[top], n.width, 1}, block.keys, block.stride,
+          scores, kKeys, false);
+  if (seen.masked) hide<kVecs>(queries, seen, scores);
+  weigh<kVecs>(v, n.width, seeing);
+  product(queries, n.width, v.keys, {scores, kKeys, 1}, block.values, n.width,
+          &seeing.sum.at[top], n.width, true);
+}
+
+// On the way back: scores become weights once more, and the weights' gradients those of scores.
+template <int kVecs>
+void weigh_again(int queries, int keys, const Seen& seen, const float* log_sum, const float* inner,
+                 float* weights, float* d_scores) {
+  if constexpr (kVecs > 2) {
+    if (keys < kVecs * kLanes) {
+      return weigh_again<kVecs - 2>(queries, keys, seen, log_sum, inner, weights, d_scores);
+    }
+  }
+  if (seen.masked) hide<kVecs>(queries, seen, weights);
+  for (int s = 0; s < queries; s++, weights += kKeys, d_scores += kKeys) {
+    const Vec by = splat(log_sum[s]), own = splat(inner[s]);
+#pragma GCC unroll 8
+    for (int t = 0; t < kVecs * kLanes; t += kLanes) {
+      const Vec weight = exp2(load(weights + t) * kLog2e - by);
+      store(weights + t, weight);
+      store(d_scores + t, weight * (load(d_scores + t) - own));
+    }
+  }
+}
+
+// A cache has whole strips of keys, and heads whose features are whole vectors.
 ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints order, Ints from,
                    Ints to, Floats cached_k, Floats cached_v, Ints cached_from, Ints cached_to,
                    Out out, Out lse) {
   const Sizes n(q, k);
   const int slots = cached_k.dimensions()[3];
   const float scale = kLog2e / std::sqrt(float(n.dim));
-  const int64_t pairs = int64_t(n.rows) * n.queries * (n.keys + slots);
-  deal(pool, n.rows * n.kv_heads, n.microseconds(pairs), [&](int item) {
+  const int32_t *all_from = cached_from.typed_data(), *all_to = cached_to.typed_data();
+  const Rows rows(pool, n, order, from, to, all_from, all_to, slots);
+  deal(pool, n.rows * n.kv_heads, rows.microseconds, [&](int item) {
     const int r = item / n.kv_heads, kv = item % n.kv_heads;
-    const Row row = sorted(n, r, order, from, to);
+    const Row& row = *rows.at[r];
     const auto keys = turned(n, row, r, kv, k.typed_data());
     const auto values = laid_out(n, row, r, kv, v.typed_data());
-    const size_t cache = size_t(item) * n.dim * slots;
-    const int32_t* froms = cached_from.typed_data() + size_t(r) * slots;
-    const int32_t* tos = cached_to.typed_data() + size_t(r) * slots;
+    const float* cache_k = cached_k.typed_data() + size_t(item) * n.dim * slots;
+    const float* cache_v = cached_v.typed_data() + size_t(item) * n.dim * slots;
+    const int32_t *froms = all_from + size_t(r) * slots, *tos = all_to + size_t(r) * slots;
     Seeing seeing(n.width);
-    for (int i = 0; i < n.blocks(n.queries); i++) {
-      const int used = std::min(kBlock, n.queries - i * kBlock);
-      const auto visits = row.visits(i), before = row.visits(i, froms, tos, slots / kBlock);
+    for (int first = 0; first < n.queries; first += kQueries) {
+      const int used = std::min(kQueries, n.queries - first);
+      const int32_t* orders = &row.order[first];
       for (int head = kv * n.group; head < (kv + 1) * n.group; head++) {
-        fetch(n, row, r, head, i, q.typed_data(), scale, seeing.queries);
+        seeing.queries.fetch(n, row, r, head, first, used, q.typed_data(), scale);
         seeing.begin();
-        for (const auto [j, masked] : before) {
-          const int at = j * kBlock;
-          const Keys block{cached_k.typed_data() + cache + at, slots,
-                           cached_v.typed_data() + cache + size_t(at) * n.dim, froms + at, tos + at};
-          look(n, row, i, used, block, masked, seeing);
+        for (const Visit& v : row.cached[first / kQueries]) {
+          const Seen seen{orders + v.first, froms + v.key, tos + v.key, v.masked};
+          const Keys block{cache_k + v.key, slots, cache_v + size_t(v.key) * n.dim};
+          look<kKeys / kLanes>(n, v, seen, block, seeing);
         }
-        for (const auto [j, masked] : visits) {
-          const size_t at = size_t(j) * kBlock;
-          const Keys block{&keys[at * n.width], kBlock, &values[at * n.width], &row.from[at],
-                           &row.to[at]};
-          look(n, row, i, used, block, masked, seeing);
+        for (const Visit& v : row.own[first / kQueries]) {
+          const size_t block = size_t(v.key / kKeys) * kKeys * n.width;
+          const Seen seen{orders + v.first, &row.from[v.key], &row.to[v.key], v.masked};
+          const Keys own{&keys[block + v.key % kKeys], kKeys, &values[size_t(v.key) * n.width]};
+          look<kKeys / kLanes>(n, v, seen, own, seeing);
         }
         for (int s = 0; s < used; s++) {
-          const int token = row.query[i * kBlock + s];
-          const float total = seeing.total[s];
+          const int token = row.query[first + s];
+          float total = 0.0f;
+          for (int i = 0; i < kLanes; i++) total += seeing.total[s][i];
           const float whole = total == 0.0f ? 1.0f : total;  // of one that sees nothing
-          float* to_out = out->typed_data() + n.query(r, token, head);
-          for (int d = 0; d < n.dim; d++) to_out[d] = seeing.sum[s * n.width + d] / whole;
+          scaled(n.dim, &seeing.sum.at[s * n.width], 1.0f / whole,
+                 out->typed_data() + n.query(r, token, head));
           lse->typed_data()[n.statistic(r, head, token)] = seeing.highest[s] + std::log2(whole);
         }
       }
@@ -301,53 +313,49 @@ ffi::Error backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints ord
                     Ints to, Floats lse, Floats delta, Floats d_out, Out dq, Out dk, Out dv) {
   const Sizes n(q, k);
   const float scale = 1.0f / std::sqrt(float(n.dim));
-  const int64_t pairs = int64_t(n.rows) * n.queries * n.keys;
-  deal(pool, n.rows * n.kv_heads, n.microseconds(pairs), [&](int item) {
+  const Rows rows(pool, n, order, from, to, nullptr, nullptr, 0);
+  deal(pool, n.rows * n.kv_heads, 2.5 * rows.microseconds, [&](int item) {
     const int r = item / n.kv_heads, kv = item % n.kv_heads;
-    const Row row = sorted(n, r, order, from, to);
+    const Row& row = *rows.at[r];
     const auto keys = turned(n, row, r, kv, k.typed_data());
     const auto values = turned(n, row, r, kv, v.typed_data());
     const auto plain_keys = laid_out(n, row, r, kv, k.typed_data());
     std::vector<float> by_key(plain_keys.size()), by_value(plain_keys.size());
-    Block queries(kBlock * n.width), d_outs(kBlock * n.width), by_query(kBlock * n.width);
-    Block weights(kBlock * kBlock), d_scores(kBlock * kBlock);
-    for (int i = 0; i < n.blocks(n.queries); i++) {
-      const int used = std::min(kBlock, n.queries - i * kBlock);
-      const auto visits = row.visits(i);
+    Block queries(n.width), d_outs(n.width), by_query(n.width);
+    alignas(64) float weights[kQueries * kKeys], d_scores[kQueries * kKeys];
+    float log_sum[kQueries], inner[kQueries];
+    for (int first = 0; first < n.queries; first += kQueries) {
+      const int used = std::min(kQueries, n.queries - first);
+      const int32_t* orders = &row.order[first];
       for (int head = kv * n.group; head < (kv + 1) * n.group; head++) {
-        fetch(n, row, r, head, i, q.typed_data(), scale, queries);
-        fetch(n, row, r, head, i, d_out.typed_data(), 1.0f, d_outs);
-        std::fill(by_query.begin(), by_query.end(), 0.0f);
-        for (const auto [j, masked] : visits) {
-          const size_t block = size_t(j) * n.width * kBlock;
-          product(used, kBlock, n.dim, {queries.data(), n.width, 1}, &keys[block], kBlock,
-                  weights.data(), kBlock, false);
-          product(used, kBlock, n.dim, {d_outs.data(), n.width, 1}, &values[block], kBlock,
-                  d_scores.data(), kBlock, false);
-          for (int s = 0; s < used; s++) {
-            const size_t at = n.statistic(r, head, row.query[i * kBlock + s]);
-            const Vec log_sum = splat(lse.typed_data()[at]), own = splat(delta.typed_data()[at]);
-            for (int t = 0; t < kBlock; t += kLanes) {
-              float *weight = &weights[s * kBlock + t], *d_score = &d_scores[s * kBlock + t];
-              Vec x = exp2(load(weight) * splat(kLog2e) - log_sum);
-              if (masked) {
-                const int key = j * kBlock + t;
-                x = row.may_attend(i * kBlock + s, &row.from[key], &row.to[key]) ? x : splat(0.0f);
-              }
-              store(weight, x);
-              store(d_score, x * (load(d_score) - own));
-            }
-          }
-          product(used, n.width, kBlock, {d_scores.data(), kBlock, 1}, &plain_keys[block], n.width,
-                  by_query.data(), n.width, true);
-          product(kBlock, n.width, used, {d_scores.data(), 1, kBlock}, queries.data(), n.width,
-                  &by_key[block], n.width, true);
-          product(kBlock, n.width, used, {weights.data(), 1, kBlock}, d_outs.data(), n.width,
-                  &by_value[block], n.width, true);
+        queries.fetch(n, row, r, head, first, used, q.typed_data(), scale);
+        d_outs.fetch(n, row, r, head, first, used, d_out.typed_data(), 1.0f);
+        std::fill(by_query.at.begin(), by_query.at.end(), 0.0f);
+        for (int s = 0; s < used; s++) {
+          const size_t at = n.statistic(r, head, row.query[first + s]);
+          log_sum[s] = lse.typed_data()[at], inner[s] = delta.typed_data()[at];
+        }
+        for (const Visit& v : row.own[first / kQueries]) {
+          const int count = v.last - v.first, top = v.first * n.width;
+          const size_t block = size_t(v.key / kKeys) * kKeys * n.width + v.key % kKeys;
+          const size_t plain = size_t(v.key) * n.width;
+          product(count, v.keys, n.dim, {&queries.at[top], n.width, 1}, &keys[block], kKeys,
+                  weights, kKeys, false);
+          product(count, v.keys, n.dim, {&d_outs.at[top], n.width, 1}, &values[block], kKeys,
+                  d_scores, kKeys, false);
+          const Seen seen{orders + v.first, &row.from[v.key], &row.to[v.key], v.masked};
+          weigh_again<kKeys / kLanes>(count, v.keys, seen, log_sum + v.first, inner + v.first,
+                                      weights, d_scores);
+          product(count, n.width, v.keys, {d_scores, kKeys, 1}, &plain_keys[plain], n.width,
+                  &by_query.at[top], n.width, true);
+          product(v.keys, n.width, count, {d_scores, 1, kKeys}, &queries.at[top], n.width,
+                  &by_key[plain], n.width, true);
+          product(v.keys, n.width, count, {weights, 1, kKeys}, &d_outs.at[top], n.width,
+                  &by_value[plain], n.width, true);
         }
         for (int s = 0; s < used; s++) {
-          float* to_q = dq->typed_data() + n.query(r, row.query[i * kBlock + s], head);
-          for (int d = 0; d < n.dim; d++) to_q[d] = by_query[s * n.width + d] * scale;
+          scaled(n.dim, &by_query.at[s * n.width], scale,
+                 dq->typed_data() + n.query(r, row.query[first + s], head));
         }
       }
     }

@@ -34,7 +34,15 @@ SOURCES = {
     ),
     "native_swiglu.cc": ("swiglu_forward", "swiglu_backward"),
 }
-FOLDER, HEADERS = Path(__file__).parent, ("native.h", "native_matmul.h", "native_few_rows.h")
+FOLDER, HEADERS = (
+    Path(__file__).parent,
+    (
+        "native.h",
+        "native_matmul.h",
+        "native_few_rows.h",
+        "native_visits.h",
+    ),
+)
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
 _FASTER = "-march=native"  # which some compilers do not know
 

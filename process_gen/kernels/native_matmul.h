@@ -38,41 +38,11 @@ inline Matrix matrix(const Buffer& x) {
   return {int(x.dimensions()[0]), int(x.dimensions()[1]), x.typed_data()};
 }
 
-constexpr int kStrip = 2 * kLanes;       // columns, of which there are whole strips
 constexpr int kTall = 6;                 // rows of a tile of a strip
 constexpr int kDeep = 256;               // inner rows at a time
 constexpr int kFewest = 24, kMost = 96;  // rows of a block
 constexpr int kCopied = 8;               // strips that a thread copies at a time
 constexpr int kRoom = 1 << 20;           // floats that are copied before a product, about
-
-// Numbers of both vectors by their places, those of the second from 8 on.
-#ifdef __clang__
-#define PROCESS_GEN_PICK __builtin_shufflevector
-#else
-#define PROCESS_GEN_PICK(a, b, ...) __builtin_shuffle(a, b, IntVec{__VA_ARGS__})
-#endif
-
-// Eight vectors as the rows of a square, which is turned round.
-inline void turn(Vec* x) {
-  Vec pairs[8], fours[8];
-  for (int i = 0; i < 8; i += 2) {
-    pairs[i] = PROCESS_GEN_PICK(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-    pairs[i + 1] = PROCESS_GEN_PICK(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    for (int j = 0; j < 2; j++) {
-      const Vec a = pairs[i + j], b = pairs[i + j + 2];
-      fours[i + 2 * j] = PROCESS_GEN_PICK(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
-      fours[i + 2 * j + 1] = PROCESS_GEN_PICK(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
-    }
-  }
-  for (int i = 0; i < 4; i++) {
-    x[i] = PROCESS_GEN_PICK(fours[i], fours[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-    x[i + 4] = PROCESS_GEN_PICK(fours[i], fours[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-  }
-}
-
-#undef PROCESS_GEN_PICK
 
 // Strips of `deep` rows from `b` on, ``[strips, deep, 16]``.
 inline void copy_strips(const View& b, int strips, int deep, float* to) {

@@ -97,9 +97,11 @@ def with_cache(slots, width, queries=70, rows=3, heads=4, kv_heads=2):
     return normal(rows, queries, heads, width), order, (cache, KeyBlock(*new, order, order))
 
 
-@pytest.mark.parametrize(("slots", "width"), [(64, 8), (192, 24), (256, 64), (100, 8), (64, 12)])
+@pytest.mark.parametrize(
+    ("slots", "width"), [(64, 8), (192, 24), (256, 64), (80, 8), (100, 8), (64, 12)]
+)
 def test_over_a_cache(slots, width):
-    """Whole blocks of whole vectors are read as they lie, others are copied first."""
+    """Whole strips of whole vectors are read as they lie, others are copied first."""
     q, order, blocks = with_cache(slots, width)
     out = jax.jit(native)(q, order, blocks)
     assert differences([out], [dense(q, order, blocks)])[0] < 1e-5

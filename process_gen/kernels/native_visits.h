@@ -1,0 +1,118 @@
+// Which keys the queries of a row visit under the interval rule (`core.attention_mask`).
+//
+// Queries are sorted by order and taken 48 at a time. Keys are sorted by where they begin to be seen
+// and taken in strips of 16; of each a block of queries visits only those of its queries that see
+// any of its keys. Strips that are seen by the same queries are visited together.
+
+#pragma once
+
+#include <numeric>
+#include <vector>
+
+#include "native.h"
+
+namespace process_gen {
+
+constexpr int kQueries = 48;  // of a block: eight tiles of six
+constexpr int kKeys = 64;     // of a visit, at most, and of a block as keys are laid out
+
+// Keys from `key` on, and the queries [first, last) of a block, some of which see each strip's.
+struct Visit {
+  int key, keys, first, last;
+  bool masked;  // not all see all
+};
+
+inline IntVec load_ints(const int32_t* p) {
+  IntVec x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+
+// `core.attention_mask.may_attend` of one query and eight keys; all bits set where it may.
+inline IntVec may_attend(int32_t order, const int32_t* from, const int32_t* to) {
+  const IntVec o = IntVec{} + order;
+  return (load_ints(from) <= o) & (o <= load_ints(to));
+}
+
+// The intervals of keys, whole strips of them.
+class Intervals {
+ public:
+  Intervals(const int32_t* from, const int32_t* to, int keys) : from_(from), to_(to) {
+    for (int j = 0; j < keys; j += kStrip) {
+      const auto [opens, opened] = std::minmax_element(from + j, from + j + kStrip);
+      const auto [closed, closes] = std::minmax_element(to + j, to + j + kStrip);
+      strips_.push_back({*opens, *opened, *closed, *closes});
+    }
+  }
+
+  // Visits of queries with these orders, which ascend.
+  std::vector<Visit> visits(const int32_t* order, int queries) const {
+    std::vector<Visit> found;
+    for (int j = 0; j < int(strips_.size()) * kStrip; j += kStrip) {
+      const Strip& strip = strips_[j / kStrip];
+      int first = std::lower_bound(order, order + queries, strip.opens) - order;
+      int last = std::upper_bound(order, order + queries, strip.closes) - order;
+      while (first < last && !any(order[first], j)) first++;
+      while (first < last && !any(order[last - 1], j)) last--;
+      if (first >= last) continue;
+      const bool masked = order[first] < strip.opened || order[last - 1] > strip.closed;
+      const bool same = !found.empty() && j % kKeys && found.back().key + found.back().keys == j &&
+                        found.back().first == first && found.back().last == last;
+      if (!same) found.push_back({j, 0, first, last, false});
+      found.back().keys += kStrip;
+      found.back().masked |= masked;
+    }
+    return found;
+  }
+
+ private:
+  struct Strip {
+    int32_t opens, opened, closed, closes;
+  };
+
+  bool any(int32_t order, int j) const {
+    const IntVec seen = may_attend(order, from_ + j, to_ + j) |
+                        may_attend(order, from_ + j + kLanes, to_ + j + kLanes);
+    int32_t some = 0;
+    for (int i = 0; i < kLanes; i++) some |= seen[i];
+    return some;
+  }
+
+  const int32_t *from_, *to_;
+  std::vector<Strip> strips_;
+};
+
+// The tokens of one row, sorted; keys are filled up to whole blocks with what nobody sees.
+struct Row {
+  std::vector<int> query, key;  // where they lie
+  std::vector<int32_t> order, from, to;
+  std::vector<std::vector<Visit>> own, cached;  // of each block of queries
+
+  Row(const int32_t* orders, int queries, const int32_t* froms, const int32_t* tos, int keys,
+      const Intervals& cache)
+      : query(sorted(orders, queries)), key(sorted(froms, keys)) {
+    const int whole = (keys + kKeys - 1) / kKeys * kKeys;
+    from.assign(whole, INT32_MAX);
+    to.assign(whole, -1);
+    for (int i : query) order.push_back(orders[i]);
+    for (int j = 0; j < keys; j++) from[j] = froms[key[j]], to[j] = tos[key[j]];
+    const Intervals intervals(from.data(), to.data(), whole);
+    for (int i = 0; i < queries; i += kQueries) {
+      const int used = std::min(kQueries, queries - i);
+      own.push_back(intervals.visits(&order[i], used));
+      cached.push_back(cache.visits(&order[i], used));
+    }
+  }
+
+ private:
+  static std::vector<int> sorted(const int32_t* by, int count) {
+    std::vector<int> found(count);
+    std::iota(found.begin(), found.end(), 0);
+    if (!std::is_sorted(by, by + count)) {
+      std::stable_sort(found.begin(), found.end(), [&](int a, int b) { return by[a] < by[b]; });
+    }
+    return found;
+  }
+};
+
+}  // namespace process_gen
