@@ -60,6 +60,14 @@ inline void turn(Vec* x) {
   }
 }
 
+// The sum of eight numbers.
+inline float total(Vec x) {
+  x += PROCESS_GEN_PICK(x, x, 4, 5, 6, 7, 0, 1, 2, 3);
+  x += PROCESS_GEN_PICK(x, x, 2, 3, 0, 1, 6, 7, 4, 5);
+  x += PROCESS_GEN_PICK(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+  return x[0];
+}
+
 #undef PROCESS_GEN_PICK
 
 // 2^x, to 2e-7 of it, and 0 for all x up to -127: the fraction by a polynomial (Cephes, exp2f), the

@@ -296,9 +296,8 @@ ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints orde
         }
         for (int s = 0; s < used; s++) {
           const int token = row.query[first + s];
-          float total = 0.0f;
-          for (int i = 0; i < kLanes; i++) total += seeing.total[s][i];
-          const float whole = total == 0.0f ? 1.0f : total;  // of one that sees nothing
+          const float sum = total(seeing.total[s]);
+          const float whole = sum == 0.0f ? 1.0f : sum;  // of one that sees nothing
           scaled(n.dim, &seeing.sum.at[s * n.width], 1.0f / whole,
                  out->typed_data() + n.query(r, token, head));
           lse->typed_data()[n.statistic(r, head, token)] = seeing.highest[s] + std::log2(whole);

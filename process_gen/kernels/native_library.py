@@ -27,6 +27,7 @@ _LOG = logging.getLogger(__name__)
 # What each file defines.
 SOURCES = {
     "native_attention.cc": ("interval_attention_forward", "interval_attention_backward"),
+    "native_norm.cc": ("norm_forward", "norm_backward"),
     "native_products.cc": (
         "linear_outputs",
         "linear_input_gradient",

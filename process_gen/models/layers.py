@@ -14,6 +14,8 @@ from flax import nnx
 from process_gen.core import axes
 from process_gen.core.model_config import LoraConfig
 from process_gen.kernels.key_block import KeyBlock
+from process_gen.kernels.native_library import available
+from process_gen.kernels.native_norm import Turn, norm
 from process_gen.kernels.native_swiglu import swiglu
 from process_gen.models.products import in_cpp, products
 from process_gen.sharding import rules
@@ -113,6 +115,9 @@ def _on_one_cpu() -> bool:
     return rules.mesh_in_force() is None and rules.platform() == "cpu"
 
 
+_NORMED = 32  # lines that are normalised in C++ at least; XLA takes no longer for fewer
+
+
 class RMSNorm(nnx.Module):
     """``scale * cast(x32 / rms(x32))``: float32 statistics, cast back before scaling."""
 
@@ -124,10 +129,25 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalises the last axis."""
+        if self._in_cpp(x):
+            flat = x.reshape(-1, 1, x.shape[-1])
+            return norm(flat, self.scale[...], self.eps).reshape(x.shape)
         x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
         scale = rules.in_use(self.scale[...].astype(x.dtype), self.names)
         return normed.astype(x.dtype) * scale[(None,) * (x.ndim - 1)]
+
+    def turned(self, x_BxNxHxDh: jax.Array, turn: Turn) -> jax.Array:
+        """Normalises each head's features, and rotates them by the turn of its token."""
+        if not self._in_cpp(x_BxNxHxDh):
+            return rotate(self(x_BxNxHxDh), *turn)
+        flat = x_BxNxHxDh.reshape(-1, *x_BxNxHxDh.shape[2:])
+        angles = tuple(part.reshape(-1, part.shape[-1]) for part in turn)
+        return norm(flat, self.scale[...], self.eps, angles).reshape(x_BxNxHxDh.shape)
+
+    def _in_cpp(self, x: jax.Array) -> bool:
+        plain = x.dtype == self.scale.dtype == jnp.float32
+        return _on_one_cpu() and plain and x.size >= _NORMED * x.shape[-1] and available()
 
 
 class SwiGLU(nnx.Module):
@@ -202,7 +222,7 @@ def time_features(t: jax.Array, features: int) -> jax.Array:
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], -1)
 
 
-def rotary(position: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rotary(position: jax.Array, head_dim: int, theta: float) -> Turn:
     """``(cos, sin)`` of the rotary angles, float32 ``[..., head_dim / 2]``."""
     half = head_dim // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)

@@ -20,13 +20,13 @@ from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
 from process_gen.kernels.interval_attention import interval_attention
 from process_gen.kernels.key_block import ATTENDED, CachedKeys
+from process_gen.kernels.native_norm import Turn
 from process_gen.kernels.native_products import MULTIPLIED
 from process_gen.models.layers import (
     Linear,
     RMSNorm,
     SwiGLU,
     rotary,
-    rotate,
     shared_keys,
     side_by_side,
 )
@@ -95,14 +95,14 @@ class ExpertAttention(nnx.Module):
         self.k_norm = RMSNorm(dh, name=axes.HEAD_DIM, eps=cfg.norm_eps, param_dtype=dtype)
         self.head_dim = dh
 
-    def project(self, x_BxNxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """``q[B, N, H, Dh]``, ``k[B, N, K, Dh]`` (both normed, not rotated) and v."""
+    def project(self, x_BxNxD: jax.Array, turn: Turn) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """``q[B, N, H, Dh]``, ``k[B, N, K, Dh]`` (both normed and rotated) and v."""
 
         def heads(x: jax.Array) -> jax.Array:
             return x.reshape(*x.shape[:2], -1, self.head_dim)
 
         q, k, v = map(heads, side_by_side(x_BxNxD, self.q, self.k, self.v))
-        return self.q_norm(q), self.k_norm(k), v
+        return self.q_norm.turned(q, turn), self.k_norm.turned(k, turn), v
 
 
 def _tokens(x_BxNxD: jax.Array) -> jax.Array:
@@ -134,9 +134,9 @@ class Expert(nnx.Module):
         )
         self.frozen = frozen
 
-    def project(self, x_BxNxD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def project(self, x_BxNxD: jax.Array, turn: Turn) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values of the normed stream, see `ExpertAttention.project`."""
-        return self._pass(self.attention.project(_tokens(self.input_norm(x_BxNxD))))
+        return self._pass(self.attention.project(_tokens(self.input_norm(x_BxNxD)), turn))
 
     def finish(self, x_BxNxD: jax.Array, attended_BxNxHxDh: jax.Array) -> jax.Array:
         """Adds the attention's output and the MLP to the residual stream."""
@@ -162,21 +162,28 @@ class Layer(nnx.Module):
         self,
         und_BxUxD: jax.Array,
         gen_BxGxD: jax.Array,
-        turn: tuple[jax.Array, jax.Array],
+        turns: Sequence[Turn],
         place: Place,
         cached: Sequence[CachedKeys],
         pieces: int,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """One layer over both streams; an empty stream costs nothing.
 
+        Args:
+          und_BxUxD, gen_BxGxD, place, cached, pieces: see `run_layers`.
+          turns: rotations of the und and the gen tokens.
+
         Returns:
           The two streams, and the new tokens' keys and values ``[B, S, K, Dh]``.
         """
         streams = [(self.und, und_BxUxD), (self.gen, gen_BxGxD)]
         lengths = [x.shape[1] for _, x in streams if x.shape[1]]
-        projected = [expert.project(x) for expert, x in streams if x.shape[1]]
+        projected = [
+            expert.project(x, turn)
+            for (expert, x), turn in zip(streams, turns, strict=True)
+            if x.shape[1]
+        ]
         q, k, v = (stripes.join(parts, pieces) for parts in zip(*projected, strict=True))
-        q, k = rotate(q, *turn), rotate(k, *turn)
         own = shared_keys(k, v, place.visible_from, place.visible_to)
         attended = interval_attention(q, place.order, [*cached, own], self.implementation)
         split = iter(stripes.split(attended, lengths, pieces))
@@ -221,7 +228,11 @@ def run_layers(
       ``[L, B, S, K, Dh]``.
     """
     graph, weights = nnx.split(stacked)
-    turn = rotary(place.position, cfg.head_dim, cfg.rope_theta)
+    lengths = (und_BxUxD.shape[1], gen_BxGxD.shape[1])
+    turns = [
+        rotary(position, cfg.head_dim, cfg.rope_theta)
+        for position in stripes.split(place.position, lengths, pieces)
+    ]
 
     def body(
         streams: tuple[jax.Array, jax.Array], scanned: tuple
@@ -233,7 +244,7 @@ def run_layers(
         ]
         streams = tuple(checkpoint_name(rules.constrain(x, _RESIDUAL), _STREAM) for x in streams)
         layer = nnx.merge(graph, layer_weights)
-        und, gen, k, v = layer(*streams, turn, place, cached, pieces)
+        und, gen, k, v = layer(*streams, turns, place, cached, pieces)
         return (und, gen), (k, v)
 
     if cfg.remat != "none":
