@@ -6,6 +6,7 @@ of this machine for its processor, into the cache of the user.
 
 from __future__ import annotations
 
+import concurrent.futures
 import ctypes
 import functools
 import hashlib
@@ -44,7 +45,7 @@ FOLDER, HEADERS = (
         "native_visits.h",
     ),
 )
-_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread")
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-pthread")
 _FASTER = "-march=native"  # which some compilers do not know
 
 
@@ -109,20 +110,36 @@ def _compiled(compiler: str) -> Path:
         return file
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-        made = Path(folder) / file.name
-        files = [str(FOLDER / name) for name in SOURCES]
-        command = [compiler, *_FLAGS, "-isystem", jax.ffi.include_dir(), *files, "-o", made]
         for further in ([_FASTER], []):
-            done = subprocess.run([*command, *further], capture_output=True, text=True)
-            if not done.returncode:
+            failed = _build([compiler, *_FLAGS, *further], Path(folder) / file.name)
+            if failed is None:
                 break
         else:
             raise ConfigError(
                 f"model.attention='native': {compiler} refuses {', '.join(SOURCES)}: "
-                f"{done.stderr.strip()[-300:] or 'no reason given'}; 'rows' does without"
+                f"{failed.strip()[-300:] or 'no reason given'}; 'rows' does without"
             )
-        os.replace(made, file)  # whole or not there, also for processes that start together
+        # Whole or not there, also for processes that start together.
+        os.replace(Path(folder) / file.name, file)
     return file
+
+
+def _build(command: list[str], made: Path) -> str | None:
+    """Compiles the sources side by side and links them; what a step said that failed."""
+    objects = [str(made.with_name(f"{name}.o")) for name in SOURCES]
+    steps = [
+        [*command, "-isystem", jax.ffi.include_dir(), "-c", str(FOLDER / name), "-o", object_]
+        for name, object_ in zip(SOURCES, objects, strict=True)
+    ]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        done = list(pool.map(_run, steps))
+    if not any(step.returncode for step in done):
+        done = [_run([*command, "-shared", *objects, "-o", str(made)])]
+    return next((step.stderr for step in done if step.returncode), None)
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def _processor() -> str:

@@ -80,6 +80,24 @@ def test_many_calls_at_a_time_end():
     assert differences([outs[1][4]], [outs[0][4]])[0] > 0.1
 
 
+def test_strips_that_nobody_sees_are_not_visited():
+    """Keys that would spoil every sum: two strips of them, seen by nobody or by the last query."""
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, 64, 2, 8)) for i in range(3))
+    order = jnp.arange(64)[None]
+
+    def out(more, start, end):
+        spoiled = [jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)), constant_values=jnp.nan)
+                   for x in (k, v)]  # fmt: skip
+        first = jnp.pad(order, ((0, 0), (0, more)), constant_values=start)
+        last = jnp.pad(jnp.full_like(order, 99), ((0, 0), (0, more)), constant_values=end)
+        return native(q, order, [KeyBlock(*spoiled, first, last)])
+
+    plain = out(0, 0, 0)
+    assert differences([out(32, NEVER, PAD_ORDER)], [plain])[0] == 0.0
+    seen_by_the_last = jnp.isfinite(out(32, 63, 63))
+    assert bool(seen_by_the_last[:, :63].all()) and not bool(seen_by_the_last[:, 63].any())
+
+
 def with_cache(slots, width, queries=70, rows=3, heads=4, kv_heads=2):
     """Queries of one order a row, a cache that is filled to various lengths, and new keys."""
     rng = np.random.default_rng(slots + width)
