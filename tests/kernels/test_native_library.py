@@ -38,14 +38,21 @@ def test_a_compiler_that_refuses_is_quoted(afresh, monkeypatch, tmp_path, caplog
     assert not list((tmp_path / "cache" / "process_gen" / "native").iterdir())
 
 
-def test_a_compiler_that_does_not_know_the_processor_compiles_all_the_same(monkeypatch, tmp_path):
+@pytest.fixture
+def one_short_source(monkeypatch):
+    monkeypatch.setattr(native_lib, "SOURCES", {"native_norm.cc": ("norm_forward",)})
+
+
+def test_a_compiler_that_does_not_know_the_processor_compiles_all_the_same(
+    monkeypatch, tmp_path, one_short_source
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(native_lib, "_FASTER", "-march=unheard-of")
     found = native_lib.compiler()
     assert found and native_lib._compiled(found).exists()
 
 
-def test_it_is_compiled_once_for_each_way_to_compile(monkeypatch, tmp_path):
+def test_it_is_compiled_once_for_each_way_to_compile(monkeypatch, tmp_path, one_short_source):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiler = native_lib.compiler()
     assert compiler
