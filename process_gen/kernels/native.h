@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -19,6 +20,25 @@ namespace ffi = xla::ffi;
 using Floats = ffi::Buffer<ffi::F32>;
 using Ints = ffi::Buffer<ffi::S32>;
 using Out = ffi::Result<ffi::Buffer<ffi::F32>>;
+
+// A function's binding with so many more arrays of floats that it is given, or that it makes.
+template <int kCount, typename Binding>
+auto given(Binding binding) {
+  if constexpr (kCount == 1) {
+    return std::move(binding).template Arg<Floats>();
+  } else {
+    return given<kCount - 1>(std::move(binding).template Arg<Floats>());
+  }
+}
+
+template <int kCount, typename Binding>
+auto made(Binding binding) {
+  if constexpr (kCount == 1) {
+    return std::move(binding).template Ret<Floats>();
+  } else {
+    return made<kCount - 1>(std::move(binding).template Ret<Floats>());
+  }
+}
 
 // ---- eight numbers at a time --------------------------------------------------------------------
 

@@ -126,28 +126,15 @@ ffi::Error backward(ffi::ThreadPool pool, Floats x, Floats scale, Floats cos, Fl
 }  // namespace
 }  // namespace process_gen
 
-using process_gen::Floats;
+using process_gen::given;
+using process_gen::made;
 using xla::ffi::Ffi;
 using xla::ffi::ThreadPool;
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(norm_forward, process_gen::forward,
-                              Ffi::Bind()
-                                  .Ctx<ThreadPool>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Attr<float>("eps")
-                                  .Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    norm_forward, process_gen::forward,
+    made<1>(given<4>(Ffi::Bind().Ctx<ThreadPool>()).Attr<float>("eps")));
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(norm_backward, process_gen::backward,
-                              Ffi::Bind()
-                                  .Ctx<ThreadPool>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Attr<float>("eps")
-                                  .Ret<Floats>()
-                                  .Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    norm_backward, process_gen::backward,
+    made<2>(given<5>(Ffi::Bind().Ctx<ThreadPool>()).Attr<float>("eps")));

@@ -158,30 +158,14 @@ ffi::Error backward(ffi::ThreadPool pool, Floats given_dy, Floats given_gate, Fl
 }  // namespace
 }  // namespace process_gen
 
-using process_gen::Floats;
+using process_gen::given;
+using process_gen::made;
 using xla::ffi::Ffi;
 using xla::ffi::ThreadPool;
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(swiglu_forward, process_gen::forward,
-                              Ffi::Bind()
-                                  .Ctx<ThreadPool>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .RemainingRets());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    swiglu_forward, process_gen::forward,
+    made<1>(given<4>(Ffi::Bind().Ctx<ThreadPool>())).RemainingRets());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(swiglu_backward, process_gen::backward,
-                              Ffi::Bind()
-                                  .Ctx<ThreadPool>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Arg<Floats>()
-                                  .Ret<Floats>()
-                                  .Ret<Floats>()
-                                  .Ret<Floats>()
-                                  .Ret<Floats>());
+                              made<4>(given<6>(Ffi::Bind().Ctx<ThreadPool>())));
