@@ -12,8 +12,8 @@ Grouped query heads are supported. A query that sees no key returns 0 and has ze
 * `rows` is `chunked` for every row by itself, sorted by order, in blocks of 64: for
   training on a CPU, where few of many pairs are visible (docs/performance.md). Over a cache it is
   `dense`, which reads a cache as it lies.
-* `native` is the same in C++, on all cores (`native`), and reads a cache as it lies; it wants a C++
-  compiler.
+* `native` walks over sorted rows too, in strips of 16 keys, in C++ on all cores (`native`), and
+  reads a cache as it lies; it wants a C++ compiler.
 * `pallas` is the same walk as TPU kernels (`flash_tpu`), `triton` as kernels for NVIDIA GPUs
   (`flash_gpu`).
 * `auto` is `pallas` on TPUs, `triton` on GPUs, and on CPUs `native`, or `rows` where that

@@ -1,7 +1,7 @@
 """Interval attention for CPUs in C++ (`native_attention.cc`).
 
-What `by_row` does in XLA's loops, whose small products fill one core: here rows and key heads are
-dealt to all cores.
+Rows are sorted as in `by_row`, whose small products XLA runs on one core: here rows and key heads
+are dealt to all cores, and queries visit strips of 16 keys (`native_visits.h`), not blocks of 64.
 """
 
 from __future__ import annotations

@@ -36,15 +36,8 @@ SOURCES = {
     ),
     "native_swiglu.cc": ("swiglu_forward", "swiglu_backward"),
 }
-FOLDER, HEADERS = (
-    Path(__file__).parent,
-    (
-        "native.h",
-        "native_matmul.h",
-        "native_few_rows.h",
-        "native_visits.h",
-    ),
-)
+HEADERS = ("native.h", "native_matmul.h", "native_few_rows.h", "native_visits.h")
+FOLDER = Path(__file__).parent
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-pthread")
 _FASTER = "-march=native"  # which some compilers do not know
 
@@ -125,7 +118,7 @@ def _compiled(compiler: str) -> Path:
 
 
 def _build(command: list[str], made: Path) -> str | None:
-    """Compiles the sources side by side and links them; what a step said that failed."""
+    """Compiles the sources side by side and links them; the complaint of what failed, or None."""
     objects = [str(made.with_name(f"{name}.o")) for name in SOURCES]
     steps = [
         [*command, "-isystem", jax.ffi.include_dir(), "-c", str(FOLDER / name), "-o", object_]

@@ -1,8 +1,8 @@
 // Which keys the queries of a row visit under the interval rule (`core.attention_mask`).
 //
 // Queries are sorted by order and taken 48 at a time. Keys are sorted by where they begin to be seen
-// and taken in strips of 16; of each a block of queries visits only those of its queries that see
-// any of its keys. Strips that are seen by the same queries are visited together.
+// and taken in strips of 16, each of which is visited by those queries of a block, from the first to
+// the last, that see any of it. Strips that are seen by the same queries are visited together.
 
 #pragma once
 
@@ -14,7 +14,7 @@
 namespace process_gen {
 
 constexpr int kQueries = 48;  // of a block: eight tiles of six
-constexpr int kKeys = 64;     // of a visit, at most, and of a block as keys are laid out
+constexpr int kKeys = 64;     // of a block as keys are laid out, which no visit goes beyond
 
 // Keys from `key` on, and the queries [first, last) of a block, some of which see each strip's.
 struct Visit {
