@@ -47,6 +47,7 @@ from process_gen.core.grammar import Kind, Part, Segment
 from process_gen.models import flops, functional
 from process_gen.sampling.cache import Weights
 from process_gen.sampling.contexts import Branches, ContextPrograms, Contexts
+from process_gen.sampling.painter import arranged
 from process_gen.train import step
 from process_gen.train.loop import compiler_options
 
@@ -189,7 +190,7 @@ def build(config: Config, seed: int = 0) -> Work:
 
     ids = token_ids()
     programs = ContextPrograms(fns, config, ids, config.model.vocab_size)
-    weights = Weights(params, None)
+    weights = Weights(arranged(config, params), None)
     contexts = Contexts(programs, weights, 2, slots=TEXT)
     tokens = rng.integers(0, 4000, TEXT).tolist()
     contexts.add_text([0], tokens)

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <cstring>
@@ -142,21 +143,22 @@ inline __attribute__((always_inline)) void tile(int inner, const float* a, int a
   }
 }
 
-// The same of at most `kRows` rows.
+// The same of any number of rows, in tiles; `by_tile` is the way from one to the next in A.
 template <int kRows, int kVecs>
-void up_to(int rows, int inner, const float* a, int ai, int ak, const float* b, int ldb, float* c,
-           int ldc, bool accumulate) {
-  if constexpr (kRows > 1) {
-    if (rows < kRows) {
-      return up_to<kRows - 1, kVecs>(rows, inner, a, ai, ak, b, ldb, c, ldc, accumulate);
-    }
+void tiles(int rows, int inner, const float* a, int ai, int ak, ptrdiff_t by_tile, const float* b,
+           int ldb, float* c, int ldc, bool accumulate) {
+  for (; rows >= kRows; rows -= kRows, a += by_tile, c += ptrdiff_t(kRows) * ldc) {
+    tile<kRows, kVecs>(inner, a, ai, ak, b, ldb, c, ldc, accumulate);
   }
-  tile<kRows, kVecs>(inner, a, ai, ak, b, ldb, c, ldc, accumulate);
+  if constexpr (kRows > 1) {
+    if (rows > 0) tiles<kRows - 1, kVecs>(rows, inner, a, ai, ak, 0, b, ldb, c, ldc, accumulate);
+  }
 }
 
 // ---- threads ------------------------------------------------------------------------------------
 
 constexpr double kWake = 20.0;  // microseconds until another thread begins, about
+constexpr int kPatience = 50;   // microseconds that are waited without going to sleep
 
 // Calls work(0) .. work(count - 1) on the pool and on this thread; on this one alone where all of it
 // takes no longer than to wake another. It waits for work that somebody has begun, never for a
@@ -183,7 +185,9 @@ inline void deal(ffi::ThreadPool& pool, int count, double microseconds,
   take();
   auto ready = [&] { return state->done.load() == count; };
   // The last piece is often done before a thread could go to sleep and be woken again.
-  for (int i = 0; i < 1000 && !ready(); i++) std::atomic_signal_fence(std::memory_order_seq_cst);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(kPatience);
+  while (!ready() && std::chrono::steady_clock::now() < until) {
+  }
   std::unique_lock<std::mutex> lock(state->mutex);
   state->changed.wait(lock, ready);
 }

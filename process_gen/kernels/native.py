@@ -63,17 +63,23 @@ def _no_cache(own: KeyBlock) -> CachedKeys:
 
 @jax.custom_vjp
 def _attend(q: jax.Array, order: jax.Array, own: KeyBlock, cache: CachedKeys) -> jax.Array:
-    return _forward(q, order, own, cache)[0]
+    return _call(q, order, own, cache, q.shape)[0]
+
+
+def _call(
+    q: jax.Array, order: jax.Array, own: KeyBlock, cache: CachedKeys, *results: tuple[int, ...]
+) -> Sequence[jax.Array]:
+    k, v, *interval = own
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results]
+    call = jax.ffi.ffi_call("interval_attention_forward", shapes)
+    return call(q, k, v, order, *interval, *cache)
 
 
 def _forward(
     q: jax.Array, order: jax.Array, own: KeyBlock, cache: CachedKeys
 ) -> tuple[jax.Array, tuple]:
-    k, v, *interval = own
     b, s, heads, _ = q.shape
-    results = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (q.shape, (b, heads, s))]
-    call = jax.ffi.ffi_call("interval_attention_forward", results)
-    out, lse = call(q, k, v, order, *interval, *cache)
+    out, lse = _call(q, order, own, cache, q.shape, (b, heads, s))
     out, lse = checkpoint_name(out, ATTENDED), checkpoint_name(lse, ATTENDED)
     return out, (q, order, own, cache, out, lse)
 

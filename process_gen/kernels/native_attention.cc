@@ -8,6 +8,7 @@
 // Exponentials are powers of two, and log-sum-exp is one in base 2, as in `flash_gpu_kernels`.
 
 #include <cmath>
+#include <mutex>
 #include <vector>
 
 #include "native_visits.h"
@@ -27,10 +28,8 @@ struct Matrix {
 template <int kVecs, int kRows>
 void columns(int rows, int inner, Matrix a, const float* b, int ldb, float* c, int ldc,
              bool accumulate) {
-  for (int i = 0; i < rows; i += kRows) {
-    up_to<kRows, kVecs>(std::min(kRows, rows - i), inner, a.at + i * a.by_row, a.by_row,
-                        a.by_column, b, ldb, c + i * ldc, ldc, accumulate);
-  }
+  tiles<kRows, kVecs>(rows, inner, a.at, a.by_row, a.by_column, ptrdiff_t(kRows) * a.by_row, b, ldb,
+                      c, ldc, accumulate);
 }
 
 // C[rows, width] = (accumulate ? C : 0) + A[rows, inner] B[inner, width], width a multiple of 8.
@@ -73,46 +72,77 @@ struct Sizes {
   }
 };
 
-// All rows, sorted, and what they visit.
-struct Rows {
-  std::vector<std::unique_ptr<Row>> at;
-  double microseconds;  // one core's, for the pairs that are visited
-
-  Rows(ffi::ThreadPool& pool, const Sizes& n, const Ints& order, const Ints& from, const Ints& to,
+// Rows, each sorted by the first that wants it.
+class Rows {
+ public:
+  // `slots` keys of a cache and so many own ones of each row are seen at most.
+  Rows(const Sizes& n, const Ints& order, const Ints& from, const Ints& to,
        const int32_t* cached_from, const int32_t* cached_to, int slots)
-      : at(n.rows) {
-    deal(pool, n.rows, 0.05 * n.rows * (n.queries + n.keys), [&](int r) {
-      const Intervals cache(cached_from + size_t(r) * slots, cached_to + size_t(r) * slots, slots);
-      const size_t q = size_t(r) * n.queries, k = size_t(r) * n.keys;
-      at[r].reset(new Row(order.typed_data() + q, n.queries, from.typed_data() + k,
-                          to.typed_data() + k, n.keys, cache));
+      : n_(n), orders_(order.typed_data()), from_(from.typed_data()), to_(to.typed_data()),
+        cached_from_(cached_from), cached_to_(cached_to), slots_(slots), rows_(n.rows),
+        once_(new std::once_flag[n.rows]) {}
+
+  const Row& at(int r) {
+    std::call_once(once_[r], [&] {
+      const size_t c = size_t(r) * slots_, q = size_t(r) * n_.queries, k = size_t(r) * n_.keys;
+      const Intervals cache(cached_from_ + c, cached_to_ + c, slots_);
+      rows_[r].reset(new Row(orders_ + q, n_.queries, n_.group, from_ + k, to_ + k, n_.keys, cache));
     });
-    int64_t pairs = 0;
-    for (const auto& row : at) {
-      for (const auto* all : {&row->own, &row->cached}) {
-        for (const auto& visits : *all) {
-          for (const Visit& v : visits) pairs += int64_t(v.keys) * (v.last - v.first);
-        }
-      }
-    }
-    microseconds = 1e-4 * pairs * n.heads * n.width;
+    return *rows_[r];
   }
+
+  // One core's, about, were half of the keys seen.
+  double microseconds() const {
+    return 5e-5 * n_.rows * n_.queries * (slots_ + n_.keys) * n_.heads * n_.width;
+  }
+
+ private:
+  const Sizes& n_;
+  const int32_t *orders_, *from_, *to_, *cached_from_, *cached_to_;
+  const int slots_;
+  std::vector<std::unique_ptr<Row>> rows_;
+  std::unique_ptr<std::once_flag[]> once_;
 };
 
-// Keys or values of one row and key head, block by block with features as rows, ``[J, width, 64]``.
-std::vector<float> turned(const Sizes& n, const Row& row, int r, int head, const float* x) {
-  std::vector<float> found(size_t(n.blocks()) * n.width * kKeys);
-  for (int j = 0; j < n.keys; j++) {
-    const float* from = x + n.key(r, row.key[j], head);
-    float* to = &found[size_t(j / kKeys) * n.width * kKeys + j % kKeys];
-    for (int d = 0; d < n.dim; d++) to[d * kKeys] = from[d];
+// Room that a thread keeps.
+using Kept = std::vector<float>;
+
+inline float* at_least(Kept& kept, size_t floats) {
+  if (kept.size() < floats) kept.resize(floats);
+  return kept.data();
+}
+
+// Keys or values of one row and key head, block by block with features as rows, ``[J, width, 64]``;
+// strips that have any are filled up with zeros.
+const float* turned(const Sizes& n, const Row& row, int r, int head, const float* x, Kept& kept) {
+  const size_t block = size_t(n.width) * kKeys;
+  float* found = at_least(kept, n.blocks() * block);
+  for (int j = 0; j < n.keys || j % kStrip; j += kLanes) {
+    float* to = &found[j / kKeys * block + j % kKeys];
+    const int used = std::clamp(n.keys - j, 0, kLanes);
+    const float* from[kLanes];
+    for (int i = 0; i < used; i++) from[i] = x + n.key(r, row.key[j + i], head);
+    for (int d = 0; d < n.dim; d += kLanes) {
+      const int features = std::min(kLanes, n.dim - d);
+      Vec square[kLanes];
+      for (int i = 0; i < kLanes; i++) {
+        square[i] = splat(0.0f);
+        if (i < used && features == kLanes) square[i] = load(from[i] + d);
+        if (i < used && features < kLanes) std::memcpy(&square[i], from[i] + d, 4 * features);
+      }
+      turn(square);
+      for (int i = 0; i < features; i++) store(to + (d + i) * kKeys, square[i]);
+    }
   }
   return found;
 }
 
 // The same, sorted and filled up, ``[J * 64, width]``.
-std::vector<float> laid_out(const Sizes& n, const Row& row, int r, int head, const float* x) {
-  std::vector<float> found(size_t(n.blocks()) * kKeys * n.width);
+const float* laid_out(const Sizes& n, const Row& row, int r, int head, const float* x, Kept& kept) {
+  const size_t whole = size_t(n.blocks()) * kKeys * n.width;
+  float* found = at_least(kept, whole);
+  const size_t used = n.width == n.dim ? size_t(n.keys) * n.width : 0;
+  std::fill_n(found + used, whole - used, 0.0f);
   for (int j = 0; j < n.keys; j++) {
     std::memcpy(&found[size_t(j) * n.width], x + n.key(r, row.key[j], head), 4 * n.dim);
   }
@@ -125,33 +155,39 @@ inline void scaled(int n, const float* from, float scale, float* to) {
   for (; i < n; i++) to[i] = from[i] * scale;
 }
 
-// Numbers of a block of queries, features filled up with zeros.
-struct Block {
-  std::vector<float> at;
+// A block of queries of all heads that share a key head, and where their numbers lie.
+struct Queries {
+  const Sizes& n;
+  int used;
+  size_t at[kQueries], statistic[kQueries];
 
-  explicit Block(int width) : at(kQueries * width) {}
-
-  void fetch(const Sizes& n, const Row& row, int r, int head, int first, int used, const float* x,
-             float scale) {
+  Queries(const Sizes& n, const Row& row, int r, int kv, int first)
+      : n(n), used(std::min(kQueries, n.queries * n.group - first)) {
+    int token = first / n.group, head = first % n.group;
     for (int s = 0; s < used; s++) {
-      scaled(n.dim, x + n.query(r, row.query[first + s], head), scale, &at[s * n.width]);
+      at[s] = n.query(r, row.query[token], kv * n.group + head);
+      statistic[s] = n.statistic(r, kv * n.group + head, row.query[token]);
+      if (++head == n.group) head = 0, token++;
     }
+  }
+
+  void fetch(const float* x, float scale, float* to) const {
+    for (int s = 0; s < used; s++) scaled(n.dim, x + at[s], scale, to + s * n.width);
   }
 };
 
 // ---- the two functions --------------------------------------------------------------------------
 
-// What a block of queries of one head has seen so far.
+// What a block of queries has seen so far.
 struct Seeing {
-  Block queries, sum;
+  Kept queries, sum;
   alignas(64) float scores[kQueries * kKeys];
   Vec total[kQueries];  // by lanes
   float highest[kQueries + kLanes], rescale[kQueries + kLanes];
 
-  explicit Seeing(int width) : queries(width), sum(width) {}
-
-  void begin() {
-    std::fill(sum.at.begin(), sum.at.end(), 0.0f);
+  void begin(int width) {
+    at_least(queries, kQueries * width);
+    std::fill_n(at_least(sum, kQueries * width), kQueries * width, 0.0f);
     std::fill_n(highest, kQueries + kLanes, kFloor);
     std::fill_n(total, kQueries, splat(0.0f));
   }
@@ -217,7 +253,7 @@ void weigh(const Visit& v, int width, Seeing& seeing) {
       added += weight;
     }
     seeing.total[s] = seeing.total[s] * rescale + added;
-    float* sum = seeing.sum.at.data() + s * width;
+    float* sum = seeing.sum.data() + s * width;
     for (int d = 0; d < width; d += kLanes) store(sum + d, load(sum + d) * rescale);
   }
 }
@@ -230,12 +266,12 @@ void look(const Sizes& n, const Visit& v, const Seen& seen, const Keys& block, S
   }
   const int queries = v.last - v.first, top = v.first * n.width;
   float* scores = seeing.scores + v.first * kKeys;
-  product(queries, v.keys, n.dim, {&seeing.queries.at[top], n.width, 1}, block.keys, block.stride,
+  product(queries, v.keys, n.dim, {&seeing.queries[top], n.width, 1}, block.keys, block.stride,
           scores, kKeys, false);
   if (seen.masked) hide<kVecs>(queries, seen, scores);
   weigh<kVecs>(v, n.width, seeing);
   product(queries, n.width, v.keys, {scores, kKeys, 1}, block.values, n.width,
-          &seeing.sum.at[top], n.width, true);
+          &seeing.sum[top], n.width, true);
 }
 
 // On the way back: scores become weights once more, and the weights' gradients those of scores.
@@ -259,49 +295,53 @@ void weigh_again(int queries, int keys, const Seen& seen, const float* log_sum, 
   }
 }
 
-// A cache has whole strips of keys, and heads whose features are whole vectors.
+// A cache has whole strips of keys, and heads whose features are whole vectors. A second result is
+// the log-sum-exp of each query's scores.
 ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints order, Ints from,
                    Ints to, Floats cached_k, Floats cached_v, Ints cached_from, Ints cached_to,
-                   Out out, Out lse) {
+                   Out out, ffi::RemainingRets saved) {
   const Sizes n(q, k);
+  float* lse = nullptr;
+  if (saved.size()) {
+    auto found = saved.get<Floats>(0);
+    if (found.has_error()) return found.error();
+    lse = (*found)->typed_data();
+  }
   const int slots = cached_k.dimensions()[3];
   const float scale = kLog2e / std::sqrt(float(n.dim));
   const int32_t *all_from = cached_from.typed_data(), *all_to = cached_to.typed_data();
-  const Rows rows(pool, n, order, from, to, all_from, all_to, slots);
-  deal(pool, n.rows * n.kv_heads, rows.microseconds, [&](int item) {
-    const int r = item / n.kv_heads, kv = item % n.kv_heads;
-    const Row& row = *rows.at[r];
-    const auto keys = turned(n, row, r, kv, k.typed_data());
-    const auto values = laid_out(n, row, r, kv, v.typed_data());
-    const float* cache_k = cached_k.typed_data() + size_t(item) * n.dim * slots;
-    const float* cache_v = cached_v.typed_data() + size_t(item) * n.dim * slots;
+  Rows rows(n, order, from, to, all_from, all_to, slots);
+  deal(pool, n.rows * n.kv_heads, rows.microseconds(), [&](int item) {
+    const int r = item % n.rows, kv = item / n.rows;
+    const Row& row = rows.at(r);
+    static thread_local Kept kept_keys, kept_values;
+    static thread_local Seeing seeing;
+    const float* keys = turned(n, row, r, kv, k.typed_data(), kept_keys);
+    const float* values = laid_out(n, row, r, kv, v.typed_data(), kept_values);
+    const size_t cached = (size_t(r) * n.kv_heads + kv) * n.dim * slots;
+    const float *cache_k = cached_k.typed_data() + cached, *cache_v = cached_v.typed_data() + cached;
     const int32_t *froms = all_from + size_t(r) * slots, *tos = all_to + size_t(r) * slots;
-    Seeing seeing(n.width);
-    for (int first = 0; first < n.queries; first += kQueries) {
-      const int used = std::min(kQueries, n.queries - first);
+    for (int first = 0; first < n.queries * n.group; first += kQueries) {
+      const Queries queries(n, row, r, kv, first);
       const int32_t* orders = &row.order[first];
-      for (int head = kv * n.group; head < (kv + 1) * n.group; head++) {
-        seeing.queries.fetch(n, row, r, head, first, used, q.typed_data(), scale);
-        seeing.begin();
-        for (const Visit& v : row.cached[first / kQueries]) {
-          const Seen seen{orders + v.first, froms + v.key, tos + v.key, v.masked};
-          const Keys block{cache_k + v.key, slots, cache_v + size_t(v.key) * n.dim};
-          look<kKeys / kLanes>(n, v, seen, block, seeing);
-        }
-        for (const Visit& v : row.own[first / kQueries]) {
-          const size_t block = size_t(v.key / kKeys) * kKeys * n.width;
-          const Seen seen{orders + v.first, &row.from[v.key], &row.to[v.key], v.masked};
-          const Keys own{&keys[block + v.key % kKeys], kKeys, &values[size_t(v.key) * n.width]};
-          look<kKeys / kLanes>(n, v, seen, own, seeing);
-        }
-        for (int s = 0; s < used; s++) {
-          const int token = row.query[first + s];
-          const float sum = total(seeing.total[s]);
-          const float whole = sum == 0.0f ? 1.0f : sum;  // of one that sees nothing
-          scaled(n.dim, &seeing.sum.at[s * n.width], 1.0f / whole,
-                 out->typed_data() + n.query(r, token, head));
-          lse->typed_data()[n.statistic(r, head, token)] = seeing.highest[s] + std::log2(whole);
-        }
+      seeing.begin(n.width);
+      queries.fetch(q.typed_data(), scale, seeing.queries.data());
+      for (const Visit& v : row.cached[first / kQueries]) {
+        const Seen seen{orders + v.first, froms + v.key, tos + v.key, v.masked};
+        const Keys block{cache_k + v.key, slots, cache_v + size_t(v.key) * n.dim};
+        look<kKeys / kLanes>(n, v, seen, block, seeing);
+      }
+      for (const Visit& v : row.own[first / kQueries]) {
+        const size_t block = size_t(v.key / kKeys) * kKeys * n.width;
+        const Seen seen{orders + v.first, &row.from[v.key], &row.to[v.key], v.masked};
+        const Keys own{keys + block + v.key % kKeys, kKeys, values + size_t(v.key) * n.width};
+        look<kKeys / kLanes>(n, v, seen, own, seeing);
+      }
+      for (int s = 0; s < queries.used; s++) {
+        const float sum = total(seeing.total[s]);
+        const float whole = sum == 0.0f ? 1.0f : sum;  // of one that sees nothing
+        scaled(n.dim, &seeing.sum[s * n.width], 1.0f / whole, out->typed_data() + queries.at[s]);
+        if (lse) lse[queries.statistic[s]] = seeing.highest[s] + std::log2(whole);
       }
     }
   });
@@ -312,50 +352,52 @@ ffi::Error backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints ord
                     Ints to, Floats lse, Floats delta, Floats d_out, Out dq, Out dk, Out dv) {
   const Sizes n(q, k);
   const float scale = 1.0f / std::sqrt(float(n.dim));
-  const Rows rows(pool, n, order, from, to, nullptr, nullptr, 0);
-  deal(pool, n.rows * n.kv_heads, 2.5 * rows.microseconds, [&](int item) {
-    const int r = item / n.kv_heads, kv = item % n.kv_heads;
-    const Row& row = *rows.at[r];
-    const auto keys = turned(n, row, r, kv, k.typed_data());
-    const auto values = turned(n, row, r, kv, v.typed_data());
-    const auto plain_keys = laid_out(n, row, r, kv, k.typed_data());
-    std::vector<float> by_key(plain_keys.size()), by_value(plain_keys.size());
-    Block queries(n.width), d_outs(n.width), by_query(n.width);
+  Rows rows(n, order, from, to, nullptr, nullptr, 0);
+  deal(pool, n.rows * n.kv_heads, 2.5 * rows.microseconds(), [&](int item) {
+    const int r = item % n.rows, kv = item / n.rows;
+    const Row& row = rows.at(r);
+    static thread_local Kept kept[8];
+    const float* keys = turned(n, row, r, kv, k.typed_data(), kept[0]);
+    const float* values = turned(n, row, r, kv, v.typed_data(), kept[1]);
+    const float* plain_keys = laid_out(n, row, r, kv, k.typed_data(), kept[2]);
+    const size_t all = size_t(n.blocks()) * kKeys * n.width, some = size_t(kQueries) * n.width;
+    float *by_key = at_least(kept[3], all), *by_value = at_least(kept[4], all);
+    std::fill_n(by_key, all, 0.0f);
+    std::fill_n(by_value, all, 0.0f);
+    float *here = at_least(kept[5], some), *d_outs = at_least(kept[6], some);
+    float* by_query = at_least(kept[7], some);
     alignas(64) float weights[kQueries * kKeys], d_scores[kQueries * kKeys];
     float log_sum[kQueries], inner[kQueries];
-    for (int first = 0; first < n.queries; first += kQueries) {
-      const int used = std::min(kQueries, n.queries - first);
+    for (int first = 0; first < n.queries * n.group; first += kQueries) {
+      const Queries queries(n, row, r, kv, first);
       const int32_t* orders = &row.order[first];
-      for (int head = kv * n.group; head < (kv + 1) * n.group; head++) {
-        queries.fetch(n, row, r, head, first, used, q.typed_data(), scale);
-        d_outs.fetch(n, row, r, head, first, used, d_out.typed_data(), 1.0f);
-        std::fill(by_query.at.begin(), by_query.at.end(), 0.0f);
-        for (int s = 0; s < used; s++) {
-          const size_t at = n.statistic(r, head, row.query[first + s]);
-          log_sum[s] = lse.typed_data()[at], inner[s] = delta.typed_data()[at];
-        }
-        for (const Visit& v : row.own[first / kQueries]) {
-          const int count = v.last - v.first, top = v.first * n.width;
-          const size_t block = size_t(v.key / kKeys) * kKeys * n.width + v.key % kKeys;
-          const size_t plain = size_t(v.key) * n.width;
-          product(count, v.keys, n.dim, {&queries.at[top], n.width, 1}, &keys[block], kKeys,
-                  weights, kKeys, false);
-          product(count, v.keys, n.dim, {&d_outs.at[top], n.width, 1}, &values[block], kKeys,
-                  d_scores, kKeys, false);
-          const Seen seen{orders + v.first, &row.from[v.key], &row.to[v.key], v.masked};
-          weigh_again<kKeys / kLanes>(count, v.keys, seen, log_sum + v.first, inner + v.first,
-                                      weights, d_scores);
-          product(count, n.width, v.keys, {d_scores, kKeys, 1}, &plain_keys[plain], n.width,
-                  &by_query.at[top], n.width, true);
-          product(v.keys, n.width, count, {d_scores, 1, kKeys}, &queries.at[top], n.width,
-                  &by_key[plain], n.width, true);
-          product(v.keys, n.width, count, {weights, 1, kKeys}, &d_outs.at[top], n.width,
-                  &by_value[plain], n.width, true);
-        }
-        for (int s = 0; s < used; s++) {
-          scaled(n.dim, &by_query.at[s * n.width], scale,
-                 dq->typed_data() + n.query(r, row.query[first + s], head));
-        }
+      queries.fetch(q.typed_data(), scale, here);
+      queries.fetch(d_out.typed_data(), 1.0f, d_outs);
+      std::fill_n(by_query, some, 0.0f);
+      for (int s = 0; s < queries.used; s++) {
+        const size_t at = queries.statistic[s];
+        log_sum[s] = lse.typed_data()[at], inner[s] = delta.typed_data()[at];
+      }
+      for (const Visit& v : row.own[first / kQueries]) {
+        const int count = v.last - v.first, top = v.first * n.width;
+        const size_t block = size_t(v.key / kKeys) * kKeys * n.width + v.key % kKeys;
+        const size_t plain = size_t(v.key) * n.width;
+        product(count, v.keys, n.dim, {here + top, n.width, 1}, keys + block, kKeys, weights, kKeys,
+                false);
+        product(count, v.keys, n.dim, {d_outs + top, n.width, 1}, values + block, kKeys, d_scores,
+                kKeys, false);
+        const Seen seen{orders + v.first, &row.from[v.key], &row.to[v.key], v.masked};
+        weigh_again<kKeys / kLanes>(count, v.keys, seen, log_sum + v.first, inner + v.first,
+                                    weights, d_scores);
+        product(count, n.width, v.keys, {d_scores, kKeys, 1}, plain_keys + plain, n.width,
+                by_query + top, n.width, true);
+        product(v.keys, n.width, count, {d_scores, 1, kKeys}, here + top, n.width, by_key + plain,
+                n.width, true);
+        product(v.keys, n.width, count, {weights, 1, kKeys}, d_outs + top, n.width,
+                by_value + plain, n.width, true);
+      }
+      for (int s = 0; s < queries.used; s++) {
+        scaled(n.dim, by_query + s * n.width, scale, dq->typed_data() + queries.at[s]);
       }
     }
     for (int j = 0; j < n.keys; j++) {
@@ -370,23 +412,20 @@ ffi::Error backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints ord
 }  // namespace
 }  // namespace process_gen
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(interval_attention_forward, process_gen::forward,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<process_gen::Floats>().Arg<process_gen::Floats>()
-                                  .Arg<process_gen::Floats>().Arg<process_gen::Ints>()
-                                  .Arg<process_gen::Ints>().Arg<process_gen::Ints>()
-                                  .Arg<process_gen::Floats>().Arg<process_gen::Floats>()
-                                  .Arg<process_gen::Ints>().Arg<process_gen::Ints>()
-                                  .Ret<process_gen::Floats>().Ret<process_gen::Floats>());
+using process_gen::given;
+using process_gen::Ints;
+using process_gen::made;
+using xla::ffi::Ffi;
+using xla::ffi::ThreadPool;
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(interval_attention_backward, process_gen::backward,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<process_gen::Floats>().Arg<process_gen::Floats>()
-                                  .Arg<process_gen::Floats>().Arg<process_gen::Ints>()
-                                  .Arg<process_gen::Ints>().Arg<process_gen::Ints>()
-                                  .Arg<process_gen::Floats>().Arg<process_gen::Floats>()
-                                  .Arg<process_gen::Floats>()
-                                  .Ret<process_gen::Floats>().Ret<process_gen::Floats>()
-                                  .Ret<process_gen::Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    interval_attention_forward, process_gen::forward,
+    made<1>(given<2>(given<3>(Ffi::Bind().Ctx<ThreadPool>()).Arg<Ints>().Arg<Ints>().Arg<Ints>())
+                .Arg<Ints>()
+                .Arg<Ints>())
+        .RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    interval_attention_backward, process_gen::backward,
+    made<3>(given<3>(
+        given<3>(Ffi::Bind().Ctx<ThreadPool>()).Arg<Ints>().Arg<Ints>().Arg<Ints>())));

@@ -28,6 +28,7 @@ _LOG = logging.getLogger(__name__)
 # What each file defines.
 SOURCES = {
     "native_attention.cc": ("interval_attention_forward", "interval_attention_backward"),
+    "native_layer.cc": ("layer_before", "layer_after"),
     "native_norm.cc": ("norm_forward", "norm_backward"),
     "native_products.cc": (
         "linear_outputs",
@@ -36,7 +37,7 @@ SOURCES = {
     ),
     "native_swiglu.cc": ("swiglu_forward", "swiglu_backward"),
 }
-HEADERS = ("native.h", "native_matmul.h", "native_few_rows.h", "native_visits.h")
+HEADERS = ("native.h", "native_matmul.h", "native_rows.h", "native_strips.h", "native_visits.h")
 FOLDER = Path(__file__).parent
 _FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-pthread")
 _FASTER = "-march=native"  # which some compilers do not know

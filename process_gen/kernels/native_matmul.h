@@ -95,37 +95,58 @@ inline float* room(std::vector<float>& kept, size_t floats) {
   return kept.data() + (kLine - at / 4 % kLine) % kLine;
 }
 
-// Columns of B, ``[count, inner, 16]``, and where they come from.
+// Columns of B, ``[count, inner, 16]``.
 struct Strips {
-  View from;
   int inner, count;
-  float* at = nullptr;
+  const float* at;
+  ptrdiff_t apart;  // from strip to strip, which may be a part of deeper ones
 
-  Strips(View from, int inner, int columns) : from(from), inner(inner), count(columns / kStrip) {}
+  Strips(int inner, int columns, const float* at = nullptr)
+      : inner(inner), count(columns / kStrip), at(at), apart(ptrdiff_t(inner) * kStrip) {}
 
+  Strips some(int first, int used) const {
+    Strips found = *this;
+    found.at += first * apart;
+    found.count = used;
+    return found;
+  }
+  Strips part(int first, int deep) const {
+    Strips found = *this;
+    found.at += ptrdiff_t(first) * kStrip;
+    found.inner = deep;
+    return found;
+  }
   size_t floats() const { return size_t(count) * inner * kStrip; }
 };
 
-inline void copy(ffi::ThreadPool& pool, const std::vector<Strips*>& all) {
+// Those of a matrix that lies otherwise.
+struct Copied : Strips {
+  View from;
+
+  Copied(View from, int inner, int columns) : Strips(inner, columns), from(from) {}
+};
+
+inline void copy(ffi::ThreadPool& pool, const std::vector<Copied*>& all) {
   struct Piece {
-    const Strips* strips;
+    const Copied* strips;
+    float* to;
     int first;
   };
   static thread_local std::vector<float> kept;
   std::vector<Piece> pieces;
   size_t floats = 0;
-  for (const Strips* b : all) floats += b->floats();
+  for (const Copied* b : all) floats += b->floats();
   float* at = room(kept, floats);
-  for (Strips* b : all) {
+  for (Copied* b : all) {
     b->at = at;
+    for (int s = 0; s < b->count; s += kCopied) pieces.push_back({b, at + s * b->apart, s});
     at += b->floats();
-    for (int s = 0; s < b->count; s += kCopied) pieces.push_back({b, s});
   }
   deal(pool, pieces.size(), 1e-3 * floats, [&](int i) {
-    const Strips& b = *pieces[i].strips;
+    const Copied& b = *pieces[i].strips;
     const int s = pieces[i].first, strips = std::min(kCopied, b.count - s);
     const View from{b.from.to(0, s * kStrip), b.from.by_row, b.from.by_column};
-    copy_strips(from, strips, b.inner, b.at + size_t(s) * b.inner * kStrip);
+    copy_strips(from, strips, b.inner, pieces[i].to);
   });
 }
 
@@ -139,14 +160,11 @@ inline int block_of(const ffi::ThreadPool& pool, int rows) {
 inline void block_product(int rows, const View& a, ptrdiff_t by_tile, const Strips& b, float* c,
                           int ldc, bool accumulate) {
   for (int s = 0; s < b.count; s++) {
-    const float* strip = b.at + size_t(s) * b.inner * kStrip;
+    const float* strip = b.at + s * b.apart;
     for (int k = 0; k < b.inner; k += kDeep) {
-      for (int m = 0; m < rows; m += kTall) {
-        up_to<kTall, 2>(std::min(kTall, rows - m), std::min(kDeep, b.inner - k),
-                        a.at + m / kTall * by_tile + k * a.by_column, a.by_row, a.by_column,
-                        strip + k * kStrip, kStrip, c + ptrdiff_t(m) * ldc + s * kStrip, ldc,
-                        accumulate || k > 0);
-      }
+      tiles<kTall, 2>(rows, std::min(kDeep, b.inner - k), a.at + k * a.by_column, a.by_row,
+                      a.by_column, by_tile, strip + k * kStrip, kStrip, c + s * kStrip, ldc,
+                      accumulate || k > 0);
     }
   }
 }
@@ -179,12 +197,12 @@ inline void multiply(ffi::ThreadPool& pool, int rows, int inner, const View& a,
   const int slab = std::min(inner, std::max(fit / kDeep, 1) * kDeep);
   for (int k0 = 0; k0 < inner; k0 += slab) {
     const int deep = std::min(slab, inner - k0);
-    std::vector<Strips> strips;
+    std::vector<Copied> strips;
     for (const Target& t : targets) {
       strips.push_back({{t.b.to(k0, 0), t.b.by_row, t.b.by_column}, deep, t.columns});
     }
-    std::vector<Strips*> all;
-    for (Strips& b : strips) all.push_back(&b);
+    std::vector<Copied*> all;
+    for (Copied& b : strips) all.push_back(&b);
     copy(pool, all);
     const double work = nanoseconds(double(rows) * deep * columns);
     deal(pool, (rows + block - 1) / block, 1e-3 * work, [&](int i) {

@@ -1,9 +1,8 @@
 // RMSNorm of tokens, or of each of their heads before it is rotated, forward and backward, for CPUs.
 
-#include <cmath>
 #include <vector>
 
-#include "native.h"
+#include "native_rows.h"
 
 namespace process_gen {
 namespace {
@@ -24,52 +23,22 @@ struct Norm {
   int blocks() const { return (tokens + kTokens - 1) / kTokens; }
   double numbers() const { return double(tokens) * heads * dim; }
   size_t at(int token, int head) const { return (size_t(token) * heads + head) * dim; }
-
-  // 1 / rms of a head's numbers.
-  float inverse(const float* line) const {
-    Vec squares = splat(0.0f);
-    int d = 0;
-    for (; d + kLanes <= dim; d += kLanes) squares += load(line + d) * load(line + d);
-    float sum = total(squares);
-    for (; d < dim; d++) sum += line[d] * line[d];
-    return 1.0f / std::sqrt(sum / dim + eps);
-  }
-
-  // Calls pair(cos, sin, d) for the d-th of each half, or eight of them at a time.
-  template <typename Pair>
-  void pairs(int token, const Pair& pair) const {
-    const float *c = cos + size_t(token) * half, *s = sin + size_t(token) * half;
-    int d = 0;
-    for (; d + kLanes <= half; d += kLanes) pair(load(c + d), load(s + d), d);
-    for (; d < half; d++) pair(c[d], s[d], d);
-  }
 };
-
-// What `pairs` hands out is a vector or a number.
-inline Vec read(const float* p, const Vec&) { return load(p); }
-inline float read(const float* p, float) { return *p; }
-inline void write(float* p, Vec x) { store(p, x); }
-inline void write(float* p, float x) { *p = x; }
 
 ffi::Error forward(ffi::ThreadPool pool, Floats x, Floats scale, Floats cos, Floats sin, float eps,
                    Out y) {
   const Norm n(x, scale, cos, sin, eps);
+  const Scale by{n.scale, n.dim, n.eps};
   deal(pool, n.blocks(), 3e-4 * n.numbers(), [&](int block) {
     for (int i = block * kTokens; i < std::min((block + 1) * kTokens, n.tokens); i++) {
       for (int head = 0; head < n.heads; head++) {
         const float* line = n.x + n.at(i, head);
         float* to = y->typed_data() + n.at(i, head);
-        const float by = n.inverse(line);
-        if (!n.half) {
-          for (int d = 0; d < n.dim; d++) to[d] = line[d] * by * n.scale[d];
-          continue;
+        if (n.half) {
+          by.apply_and_turn(line, n.cos + size_t(i) * n.half, n.sin + size_t(i) * n.half, to);
+        } else {
+          by.apply(line, to);
         }
-        n.pairs(i, [&](auto c, auto s, int d) {
-          const auto first = read(line + d, c) * by * read(n.scale + d, c);
-          const auto second = read(line + n.half + d, c) * by * read(n.scale + n.half + d, c);
-          write(to + d, first * c - second * s);
-          write(to + n.half + d, second * c + first * s);
-        });
       }
     }
   });
@@ -88,9 +57,10 @@ ffi::Error backward(ffi::ThreadPool pool, Floats x, Floats scale, Floats cos, Fl
       for (int head = 0; head < n.heads; head++) {
         const float *line = n.x + n.at(i, head), *back = dy.typed_data() + n.at(i, head);
         float* to = dx->typed_data() + n.at(i, head);
-        const float by = n.inverse(line);
+        const float by = inverse(line, n.dim, eps);
         if (n.half) {
-          n.pairs(i, [&](auto c, auto s, int d) {
+          const float *cosines = n.cos + size_t(i) * n.half, *sines = n.sin + size_t(i) * n.half;
+          pairs(cosines, sines, n.half, [&](auto c, auto s, int d) {
             const auto first = read(back + d, c), second = read(back + n.half + d, c);
             write(&turned[d], first * c + second * s);
             write(&turned[n.half + d], second * c - first * s);

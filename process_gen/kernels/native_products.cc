@@ -1,30 +1,37 @@
 // A linear map's products for CPUs: its outputs, and the gradients of its inputs and of its weights.
 
-#include "native_few_rows.h"
+#include "native_strips.h"
 
 namespace process_gen {
 namespace {
 
-// y_i[N, O_i] = x[N, I] w_i[I, O_i].
+// y_i[N, O_i] = x[N, I] w_i[I, O_i]; the weights may lie in strips, ``[O_i / 16, I, 16]``.
 ffi::Error outputs(ffi::ThreadPool pool, Floats x, ffi::RemainingArgs weights,
                    ffi::RemainingRets results) {
   const Matrix in = matrix(x);
-  std::vector<Product> few;
-  std::vector<Target> many;
+  std::vector<Product> in_strips;
+  std::vector<Target> plain;
+  double products = 0.0;
   for (size_t i = 0; i < weights.size(); i++) {
     auto given = weights.get<Floats>(i);
     auto result = results.get<Floats>(i);
     if (given.has_error()) return given.error();
     if (result.has_error()) return result.error();
-    const Matrix w = matrix(*given), y = matrix(**result);
-    few.push_back({in.rows, in.columns, w.columns, in.at, w.at, y.at});
-    many.push_back({w.plain(), w.columns, y.at});
+    const Matrix y = matrix(**result);
+    if (given->dimensions().size() == 3) {
+      in_strips.push_back({strips(*given), y.at, y.columns, false});
+      products += double(in.rows) * in.columns * y.columns;
+    } else {
+      plain.push_back({matrix(*given).plain(), y.columns, y.at});
+    }
   }
-  if (in.rows <= kFewRows) {
-    few_rows(pool, few);
-  } else {
-    multiply(pool, in.rows, in.columns, in.plain(), many);
-  }
+  if (!plain.empty()) multiply(pool, in.rows, in.columns, in.plain(), plain);
+  if (in_strips.empty()) return ffi::Error::Success();
+  in_blocks(pool, {in.rows}, products, [&](int, int first, int used, auto multiply) {
+    std::vector<Product> here = in_strips;
+    for (Product& p : here) p.y += size_t(first) * p.by_row;
+    multiply(used, in.plain().to(first, 0), in.columns, here);
+  });
   return ffi::Error::Success();
 }
 

@@ -10,12 +10,14 @@ from jax.ad_checkpoint import checkpoint_name
 
 from process_gen.kernels.native_library import library
 
-WHOLE = 16  # columns that an output has a multiple of
+STRIP = 16  # columns; an output has a multiple of them
 MULTIPLIED = "multiplied"  # the name of what rematerialisation keeps where it keeps products
 
 
 def multiply(x_NxI: jax.Array, kernels: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
     """``x @ kernel`` for each of the kernels ``float32[I, O]``, as one call; float32 ``[N, O]``.
+
+    Where there is no gradient to be had, kernels may be `in_strips`.
 
     Raises:
       ConfigError: there is no C++ compiler, or it refuses the sources.
@@ -24,9 +26,25 @@ def multiply(x_NxI: jax.Array, kernels: Sequence[jax.Array]) -> tuple[jax.Array,
     return _multiply(x_NxI, tuple(kernels))
 
 
+def in_strips(kernel_IxO: jax.Array) -> jax.Array:
+    """``[O / 16, I, 16]``, as the products of few rows want to read it."""
+    inputs, outputs = kernel_IxO.shape
+    return kernel_IxO.reshape(inputs, outputs // STRIP, STRIP).swapaxes(0, 1)
+
+
+def out_of_strips(strips: jax.Array) -> jax.Array:
+    """The inverse of `in_strips`."""
+    return strips.swapaxes(0, 1).reshape(strips.shape[1], -1)
+
+
+def outputs(kernel: jax.Array) -> int:
+    """Columns of a kernel, plain or in strips."""
+    return kernel.shape[1] if kernel.ndim == 2 else STRIP * len(kernel)
+
+
 @jax.custom_vjp
 def _multiply(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    results = [floats(len(x), w.shape[1]) for w in kernels]
+    results = [floats(len(x), outputs(w)) for w in kernels]
     return tuple(call("linear_outputs", results)(x, *kernels))
 
 
@@ -37,7 +55,7 @@ def _forward(x: jax.Array, kernels: tuple[jax.Array, ...]) -> tuple[tuple, tuple
 
 def _backward(kept: tuple, d_outs: tuple[jax.Array, ...]) -> tuple:
     x, kernels = kept
-    if x.shape[1] % WHOLE:
+    if x.shape[1] % STRIP:
         dx = sum(d @ w.T for d, w in zip(d_outs, kernels, strict=True))
     else:
         dx = call("linear_input_gradient", [floats(*x.shape)])(*d_outs, *kernels)[0]

@@ -3,26 +3,13 @@
 // Hidden numbers of a block of rows are made, gated and multiplied on while they are in a core's
 // cache, some of their columns at a time. Only what gating took is kept for the way back.
 
-#include "native_few_rows.h"
+#include "native_matmul.h"
+#include "native_rows.h"
 
 namespace process_gen {
 namespace {
 
-// 1 / (1 + e^-x).
-inline Vec sigmoid(Vec x) {
-  const Vec most = splat(126.0f), power = -kLog2e * x;
-  return 1.0f / (1.0f + exp2(power < most ? power : most));
-}
-
-// hidden = silu(gate) * up, `n` numbers of it, a multiple of 8.
-inline void gated(int n, const float* gate, const float* up, float* hidden) {
-  for (int i = 0; i < n; i += kLanes) {
-    const Vec g = load(gate + i);
-    store(hidden + i, g * sigmoid(g) * load(up + i));
-  }
-}
-
-// The same once more, and both gradients, which replace that of `hidden` and what lies behind it.
+// `gated` once more, and both gradients, which replace that of `hidden` and what lies behind it.
 struct Ungated {
   float *hidden, *d_gate, *d_up;  // results
 
@@ -61,22 +48,6 @@ struct Sizes {
   int blocks() const { return (rows + block - 1) / block; }
 };
 
-// All hidden numbers of few rows at once.
-void forward_few(ffi::ThreadPool& pool, const Sizes& n, const Matrix& x, const Matrix& w_gate,
-                 const Matrix& w_up, const Matrix& w_down, float* gate, float* up, float* y) {
-  static thread_local std::vector<float> kept;
-  const size_t all = size_t(n.rows) * n.hidden;
-  float* hidden = room(kept, 3 * all);
-  if (!gate) gate = hidden + all, up = gate + all;
-  few_rows(pool, {{n.rows, n.width, n.hidden, x.at, w_gate.at, gate},
-                  {n.rows, n.width, n.hidden, x.at, w_up.at, up}});
-  deal(pool, n.rows, 1e-3 * all, [&](int row) {
-    const size_t at = size_t(row) * n.hidden;
-    gated(n.hidden, gate + at, up + at, hidden + at);
-  });
-  few_rows(pool, {{n.rows, n.hidden, n.width, hidden, w_down.at, y}});
-}
-
 // With two more results these are ``x gate`` and ``x up``.
 ffi::Error forward(ffi::ThreadPool pool, Floats given_x, Floats given_gate, Floats given_up,
                    Floats given_down, Out result, ffi::RemainingRets saved) {
@@ -90,15 +61,11 @@ ffi::Error forward(ffi::ThreadPool pool, Floats given_x, Floats given_gate, Floa
     if (second.has_error()) return second.error();
     gate = (*first)->typed_data(), up = (*second)->typed_data();
   }
-  if (n.rows <= kFewRows) {
-    forward_few(pool, n, x, w_gate, w_up, w_down, gate, up, y);
-    return ffi::Error::Success();
-  }
   for (int at = 0; at < n.hidden; at += n.part()) {
     const int part = std::min(n.part(), n.hidden - at);
-    Strips to_gate({w_gate.at + at, n.hidden, 1}, n.width, part);
-    Strips to_up({w_up.at + at, n.hidden, 1}, n.width, part);
-    Strips to_down({w_down.plain().to(at, 0), n.width, 1}, part, n.width);
+    Copied to_gate({w_gate.at + at, n.hidden, 1}, n.width, part);
+    Copied to_up({w_up.at + at, n.hidden, 1}, n.width, part);
+    Copied to_down({w_down.plain().to(at, 0), n.width, 1}, part, n.width);
     copy(pool, {&to_gate, &to_up, &to_down});
     deal(pool, n.blocks(), n.microseconds(part), [&](int i) {
       const int first = i * n.block, used = std::min(n.block, n.rows - first);
@@ -131,9 +98,9 @@ ffi::Error backward(ffi::ThreadPool pool, Floats given_dy, Floats given_gate, Fl
   float *d_gate = result_gate->typed_data(), *d_up = result_up->typed_data();
   for (int at = 0; at < n.hidden; at += n.part()) {
     const int part = std::min(n.part(), n.hidden - at);
-    Strips to_hidden({w_down.turned().to(0, at), 1, n.width}, n.width, part);
-    Strips from_gate({w_gate.turned().to(at, 0), 1, n.hidden}, part, n.width);
-    Strips from_up({w_up.turned().to(at, 0), 1, n.hidden}, part, n.width);
+    Copied to_hidden({w_down.turned().to(0, at), 1, n.width}, n.width, part);
+    Copied from_gate({w_gate.turned().to(at, 0), 1, n.hidden}, part, n.width);
+    Copied from_up({w_up.turned().to(at, 0), 1, n.hidden}, part, n.width);
     copy(pool, {&to_hidden, &from_gate, &from_up});
     deal(pool, n.blocks(), n.microseconds(part), [&](int i) {
       const int first = i * n.block, used = std::min(n.block, n.rows - first);

@@ -1,6 +1,7 @@
 // Which keys the queries of a row visit under the interval rule (`core.attention_mask`).
 //
-// Queries are sorted by order and taken 48 at a time. Keys are sorted by where they begin to be seen
+// Queries are sorted by order and taken 48 at a time, those of all heads that share keys next to one
+// another. Keys are sorted by where they begin to be seen
 // and taken in strips of 16, each of which is visited by those queries of a block, from the first to
 // the last, that see any of it. Strips that are seen by the same queries are visited together.
 
@@ -38,10 +39,11 @@ inline IntVec may_attend(int32_t order, const int32_t* from, const int32_t* to) 
 class Intervals {
  public:
   Intervals(const int32_t* from, const int32_t* to, int keys) : from_(from), to_(to) {
+    strips_.reserve(keys / kStrip);
     for (int j = 0; j < keys; j += kStrip) {
-      const auto [opens, opened] = std::minmax_element(from + j, from + j + kStrip);
-      const auto [closed, closes] = std::minmax_element(to + j, to + j + kStrip);
-      strips_.push_back({*opens, *opened, *closed, *closes});
+      const auto [opens, opened] = ends(from + j);
+      const auto [closed, closes] = ends(to + j);
+      strips_.push_back({opens, opened, closed, closes});
     }
   }
 
@@ -70,6 +72,18 @@ class Intervals {
     int32_t opens, opened, closed, closes;
   };
 
+  // The least and the largest of a strip's.
+  static std::pair<int32_t, int32_t> ends(const int32_t* p) {
+    const IntVec a = load_ints(p), b = load_ints(p + kLanes);
+    const IntVec low = a < b ? a : b, high = a < b ? b : a;
+    std::pair<int32_t, int32_t> found{low[0], high[0]};
+    for (int i = 1; i < kLanes; i++) {
+      found.first = std::min(found.first, low[i]);
+      found.second = std::max(found.second, high[i]);
+    }
+    return found;
+  }
+
   bool any(int32_t order, int j) const {
     const IntVec seen = may_attend(order, from_ + j, to_ + j) |
                         may_attend(order, from_ + j + kLanes, to_ + j + kLanes);
@@ -85,20 +99,21 @@ class Intervals {
 // The tokens of one row, sorted; keys are filled up to whole blocks with what nobody sees.
 struct Row {
   std::vector<int> query, key;  // where they lie
-  std::vector<int32_t> order, from, to;
+  std::vector<int32_t> order;   // of queries, each for all heads of a group
+  std::vector<int32_t> from, to;
   std::vector<std::vector<Visit>> own, cached;  // of each block of queries
 
-  Row(const int32_t* orders, int queries, const int32_t* froms, const int32_t* tos, int keys,
-      const Intervals& cache)
+  Row(const int32_t* orders, int queries, int group, const int32_t* froms, const int32_t* tos,
+      int keys, const Intervals& cache)
       : query(sorted(orders, queries)), key(sorted(froms, keys)) {
     const int whole = (keys + kKeys - 1) / kKeys * kKeys;
     from.assign(whole, INT32_MAX);
     to.assign(whole, -1);
-    for (int i : query) order.push_back(orders[i]);
+    for (int i : query) order.insert(order.end(), group, orders[i]);
     for (int j = 0; j < keys; j++) from[j] = froms[key[j]], to[j] = tos[key[j]];
     const Intervals intervals(from.data(), to.data(), whole);
-    for (int i = 0; i < queries; i += kQueries) {
-      const int used = std::min(kQueries, queries - i);
+    for (int i = 0; i < queries * group; i += kQueries) {
+      const int used = std::min(kQueries, queries * group - i);
       own.push_back(intervals.visits(&order[i], used));
       cached.push_back(cache.visits(&order[i], used));
     }

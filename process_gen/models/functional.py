@@ -12,10 +12,13 @@ from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from process_gen.core.configs import ModelConfig
+from process_gen.kernels import native_products
+from process_gen.kernels.native_products import STRIP
 from process_gen.models.transformer import Cache
 from process_gen.models.unified import Outputs, Streams, Trace, UnifiedModel
 
@@ -67,7 +70,7 @@ def build(cfg: ModelConfig) -> ModelFns:
         if isinstance(params["layers"], tuple):
             expected = {**shapes, "layers": one}
             params = {**params, "layers": params["layers"][0]}
-        check_shapes(params, expected)
+        check_shapes(params, _laid_out(expected, params))
         state = jax.tree.map(lambda leaf: leaf, abstract)
         nnx.replace_by_pure_dict(state, params)
         return nnx.merge(graph, state)
@@ -77,7 +80,7 @@ def build(cfg: ModelConfig) -> ModelFns:
         if isinstance(params["layers"], tuple):
             layers = []
             for weights in params["layers"]:
-                check_shapes(weights, one)
+                check_shapes(weights, _laid_out(one, weights))
                 layer = nnx.state(model.layers)
                 nnx.replace_by_pure_dict(layer, weights)
                 layers.append(layer)
@@ -126,15 +129,70 @@ def apart(params: Params, *, spend: bool = False) -> Params:
     return {**params, "layers": tuple(jax.tree.unflatten(tree, layer) for layer in layers)}
 
 
+def in_strips(params: Params, *, spend: bool = False) -> Params:
+    """Layers `apart` with kernels as C++ multiplies them best; `forward` and `logits` take both.
+
+    That is `native_products.in_strips`, for all float32 kernels of whole strips but an encoder's,
+    whose layers are looped over. Those of the layers stay where one of them has no whole strips.
+
+    Args:
+      params: of `apart`.
+      spend: deletes each kernel once it is copied.
+    """
+
+    def fits(weight: jax.Array) -> bool:
+        return weight.ndim == 2 and weight.dtype == jnp.float32 and weight.shape[1] % STRIP == 0
+
+    def copied(path: tuple, weight: jax.Array) -> jax.Array:
+        if not (_may_lie_in_strips(path) and fits(weight)):
+            return weight
+        strips = _strips(weight)
+        if spend:
+            jax.block_until_ready(strips)
+            weight.delete()
+        return strips
+
+    flat = jax.tree_util.tree_leaves_with_path(params["layers"])
+    whole = all(fits(weight) for path, weight in flat if _may_lie_in_strips(path))
+    given = params if whole else {name: x for name, x in params.items() if name != "layers"}
+    return {**params, **jax.tree_util.tree_map_with_path(copied, given)}
+
+
+_strips = jax.jit(native_products.in_strips)
+
+
+def _may_lie_in_strips(path: tuple) -> bool:
+    names = [getattr(key, "key", "") for key in path]
+    return names[-1] == "kernel" and names[0] not in ("und_encoder", "connector")
+
+
+def _laid_out(expected: Params, params: Params) -> Params:
+    """The expected shapes, of kernels in strips where those of the parameters are."""
+    have = _flat(params)
+
+    def shape(path: tuple, leaf: Any) -> Any:
+        own = have.get(_name(path), leaf)
+        other = own.ndim != leaf.ndim and _may_lie_in_strips(path)
+        return jax.eval_shape(native_products.in_strips, leaf) if other else leaf
+
+    return jax.tree_util.tree_map_with_path(shape, expected)
+
+
 @jax.jit
 def _cut(stacked: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(stacked[i] for i in range(stacked.shape[0]))
 
 
 def together(params: Params) -> Params:
-    """The inverse of `apart`, as host arrays."""
+    """The inverse of `apart` and of `in_strips`, as host arrays."""
     if not isinstance(params["layers"], tuple):
         return params
+
+    def plain(path: tuple, weight: jax.Array) -> jax.Array:
+        strips = weight.ndim == 3 and _may_lie_in_strips(path)
+        return native_products.out_of_strips(weight) if strips else weight
+
+    params = jax.tree_util.tree_map_with_path(plain, params)
     return {**params, "layers": jax.tree.map(lambda *w: np.stack(w), *params["layers"])}
 
 
@@ -155,4 +213,8 @@ def check_shapes(params: Params, expected: Params) -> None:
 
 def _flat(tree: Params) -> dict[str, Any]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def _name(path: tuple) -> str:
+    return "/".join(str(key.key) for key in path)

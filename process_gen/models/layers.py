@@ -51,7 +51,7 @@ class Linear(nnx.Module):
     """``x @ kernel + bias``, on one device on a flattened 2-D view (1.1 to 1.3x faster on CPU).
 
     Attributes:
-      kernel: ``[inputs, outputs]``.
+      kernel: ``[inputs, outputs]``, or in strips (`functional.in_strips`).
       bias: ``[outputs]`` or None.
       lora: an `Adapter` or None.
     """
@@ -85,6 +85,11 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[..., inputs]`` to ``[..., outputs]`` in the type of `x`."""
         return side_by_side(x, self)[0]
+
+    @property
+    def in_strips(self) -> bool:
+        """Whether the kernel lies in strips."""
+        return self.kernel.ndim == 3
 
     def _complete(self, x: jax.Array, product: jax.Array) -> jax.Array:
         out = product if self.lora is None else product + self.lora(x)
@@ -179,7 +184,7 @@ class SwiGLU(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[..., D]`` to ``[..., D]``."""
         maps = (self.gate, self.up, self.down)
-        if _on_one_cpu() and all(m.lora is None for m in maps):
+        if _on_one_cpu() and not any(m.lora or m.in_strips for m in maps):
             flat, kernels = x.reshape(-1, x.shape[-1]), _kernels(x, maps)
             if in_cpp(flat, kernels):  # of both widths, as each is one of its maps' outputs
                 return swiglu(flat, *kernels).reshape(x.shape)

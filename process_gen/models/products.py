@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from process_gen.kernels.native_library import available
-from process_gen.kernels.native_products import WHOLE, multiply
+from process_gen.kernels.native_products import STRIP, multiply
 
 FEWEST = 2  # rows, in C++ (docs/performance.md)
 # By XLA: so many rows at most, and so many columns for each input at least, are taken apart.
@@ -16,12 +16,12 @@ FEW_ROWS, WIDE = 6, 4
 
 
 def products(x_NxI: jax.Array, kernels: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    """``x @ kernel`` for each kernel, ``[N, O]``.
+    """``x @ kernel`` for each kernel, plain ``[I, O]`` or all in strips; ``[N, O]``.
 
     In C++ where it can be: XLA multiplies few rows on two cores hardly faster than on one, and
     many at 60 to 90 % of what the cores can do.
     """
-    if in_cpp(x_NxI, kernels):
+    if kernels[0].ndim == 3 or in_cpp(x_NxI, kernels):
         return multiply(x_NxI, kernels)
     return [_product(x_NxI, kernel) for kernel in kernels]
 
@@ -29,7 +29,7 @@ def products(x_NxI: jax.Array, kernels: Sequence[jax.Array]) -> Sequence[jax.Arr
 def in_cpp(x_NxI: jax.Array, kernels: Sequence[jax.Array]) -> bool:
     """Whether `kernels.native_products` multiplies these."""
     plain = all(a.dtype == jnp.float32 for a in (x_NxI, *kernels))
-    whole = all(w.shape[1] % WHOLE == 0 for w in kernels)
+    whole = all(w.shape[1] % STRIP == 0 for w in kernels)
     return len(x_NxI) >= FEWEST and plain and whole and available()
 
 

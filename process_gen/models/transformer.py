@@ -18,8 +18,9 @@ from jax.ad_checkpoint import checkpoint_name
 from process_gen.core import axes
 from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
+from process_gen.kernels import native_layer
 from process_gen.kernels.interval_attention import interval_attention
-from process_gen.kernels.key_block import ATTENDED, CachedKeys
+from process_gen.kernels.key_block import ATTENDED, CachedKeys, KeyBlock
 from process_gen.kernels.native_norm import Turn
 from process_gen.kernels.native_products import MULTIPLIED
 from process_gen.models.layers import (
@@ -148,6 +149,31 @@ class Expert(nnx.Module):
     def _pass(self, x: Any) -> Any:
         return jax.lax.stop_gradient(x) if self.frozen else x
 
+    @property
+    def in_strips(self) -> bool:
+        """Whether `before` and `after` are all there is: no adapters, all kernels in strips."""
+        own, mlp = self.attention, self.mlp
+        maps = (own.q, own.k, own.v, own.o, mlp.gate, mlp.up, mlp.down)
+        return all(m.in_strips and m.lora is None for m in maps)
+
+    @property
+    def before(self) -> native_layer.Before:
+        """Weights of `project`."""
+        own = self.attention
+        maps = (own.q, own.k, own.v)
+        return native_layer.Before(
+            scale_D=self.input_norm.scale[...],
+            kernels=[m.kernel[...] for m in maps],
+            biases=[jnp.zeros(0) if m.bias is None else m.bias[...] for m in maps],
+            head_scales=[own.q_norm.scale[...], own.k_norm.scale[...]],
+        )
+
+    @property
+    def after(self) -> native_layer.After:
+        """Weights of `finish`."""
+        maps = (self.attention.o, self.mlp.gate, self.mlp.up, self.mlp.down)
+        return native_layer.After(self.post_norm.scale[...], [m.kernel[...] for m in maps])
+
 
 class Layer(nnx.Module):
     """Both experts of one layer."""
@@ -176,6 +202,8 @@ class Layer(nnx.Module):
         Returns:
           The two streams, and the new tokens' keys and values ``[B, S, K, Dh]``.
         """
+        if self.und.in_strips and self.gen.in_strips:
+            return self._in_strips((und_BxUxD, gen_BxGxD), turns, place, cached)
         streams = [(self.und, und_BxUxD), (self.gen, gen_BxGxD)]
         lengths = [x.shape[1] for _, x in streams if x.shape[1]]
         projected = [
@@ -188,6 +216,25 @@ class Layer(nnx.Module):
         attended = interval_attention(q, place.order, [*cached, own], self.implementation)
         split = iter(stripes.split(attended, lengths, pieces))
         und, gen = (expert.finish(x, next(split)) if x.shape[1] else x for expert, x in streams)
+        return und, gen, k, v
+
+    def _in_strips(
+        self,
+        streams: Sequence[jax.Array],
+        turns: Sequence[Turn],
+        place: Place,
+        cached: Sequence[CachedKeys],
+    ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """The same with both experts' parts in C++, where weights are laid out for it."""
+        experts, eps = (self.und, self.gen), self.und.input_norm.eps
+        q, k, v = (
+            x.reshape(*x.shape[:2], -1, self.und.attention.head_dim)
+            for x in native_layer.before(streams, turns, [e.before for e in experts], eps)
+        )
+        own = KeyBlock(k, v, place.visible_from, place.visible_to)
+        attended = interval_attention(q, place.order, [*cached, own], self.implementation)
+        flat = attended.reshape(*attended.shape[:2], -1)
+        und, gen = native_layer.after(streams, flat, [e.after for e in experts], eps)
         return und, gen, k, v
 
 

@@ -23,6 +23,7 @@ from process_gen.core.grammar import Kind, context_kinds
 from process_gen.core.trajectory import MODES, Image, Trajectory
 from process_gen.data.images import painted_copy
 from process_gen.data.tokenizer import Tokenizer, load_tokenizer, token_ids
+from process_gen.kernels.native_library import available
 from process_gen.models import functional, image_codecs
 from process_gen.models.shapes import BAGEL
 from process_gen.sampling import interleaved
@@ -55,7 +56,7 @@ class Painter:
 
     Attributes:
       config: of the run that made the weights.
-      weights: of the model, its layers apart where they are inlined, and of its codec.
+      weights: of the model, as `arranged` lays them out, and of its codec.
       meta: what the checkpoint says of itself.
     """
 
@@ -79,7 +80,7 @@ class Painter:
             raise CheckpointError("model.codec='flux' needs the autoencoder's weights")
         self.config = config
         self.meta = dict(meta or {})
-        self.weights = Weights(_arranged(config, params), vae)
+        self.weights = Weights(arranged(config, params), vae)
         self._fns = functional.build(config.model)
         self._codec = image_codecs.build(config.model)
         self._tokenizer = tokenizer or load_tokenizer(config.data.tokenizer)
@@ -88,7 +89,7 @@ class Painter:
     def with_params(self, params: Any) -> Painter:
         """The same painter with other weights of the model; both share what is compiled."""
         other = copy.copy(self)
-        other.weights = Weights(_arranged(self.config, params), self.weights.vae)
+        other.weights = Weights(arranged(self.config, params), self.weights.vae)
         vars(other).pop("fingerprint", None)
         return other
 
@@ -266,10 +267,20 @@ class Painter:
         return trees.fingerprint({"model": model, "vae": self.weights.vae})
 
 
-def _arranged(config: Config, params: Any) -> Any:
+def arranged(config: Config, params: Any, *, spend: bool = False) -> Any:
+    """The weights as painting wants them: inlined layers apart, and in strips on a single CPU."""
     if params is None or config.model.layers != "unroll":
         return params
-    return functional.apart(params)
+    params = functional.apart(params, spend=spend)
+    if config.model.dtype != "float32" or not (_on_one_cpu(params) and available()):
+        return params
+    return functional.in_strips(params, spend=spend)
+
+
+def _on_one_cpu(params: Any) -> bool:
+    arrays = (x for x in jax.tree.leaves(params) if isinstance(x, jax.Array))
+    devices = set(jax.devices()[:1]).union(*(x.devices() for x in arrays))
+    return len(devices) == 1 and all(device.platform == "cpu" for device in devices)
 
 
 def load(
@@ -304,8 +315,7 @@ def load(
         config, params, meta = manager.load_for_sampling(path, weights, step)  # type: ignore[arg-type]
     if layers:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, layers=layers))
-    if config.model.layers == "unroll":
-        params = functional.apart(params, spend=True)  # nobody else has them
+    params = arranged(config, params, spend=True)  # nobody else has them
     tokenizer = load_tokenizer(config.data.tokenizer)
     # Weights of other origin, imported ones for one, do not say.
     if meta.get("tokenizer") not in (None, tokenizer.fingerprint):

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from process_gen.kernels.native_library import compiler
-from process_gen.kernels.native_products import MULTIPLIED, WHOLE, multiply
+from process_gen.kernels.native_products import (
+    MULTIPLIED,
+    STRIP,
+    in_strips,
+    multiply,
+    out_of_strips,
+)
 from process_gen.kernels.native_swiglu import swiglu
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
@@ -44,6 +50,29 @@ def test_equals_the_plain_products(rows, inputs, outputs):
     assert [y.shape for y in found] == [(rows, n) for n in outputs]
     assert largest(found, expected) < 1e-5
     assert largest(found, [y + 0.01 for y in expected]) > 1e-3
+
+
+def test_strips_are_columns_sixteen_at_a_time():
+    kernel = jnp.arange(3 * 48.0).reshape(3, 48)
+    strips = in_strips(kernel)
+    assert strips.shape == (3, 3, STRIP)
+    assert np.array_equal(strips[2], kernel[:, 32:]) and np.array_equal(
+        out_of_strips(strips), kernel
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 15, 16, 64, 401])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, (16,)), (300, (80, 592)), (40, (1040,))])
+def test_kernels_in_strips_give_the_same_bytes(rows, inputs, outputs):
+    """Columns that are dealt to threads or rows, and more inputs than a tile takes at once."""
+    x, kernels = arrays(rows, inputs, outputs)
+    found = jax.jit(multiply)(x, [in_strips(w) for w in kernels])
+    expected = jax.jit(multiply)(x, kernels)
+    assert [y.shape for y in found] == [(rows, n) for n in outputs]
+    for own, other in zip(found, expected, strict=True):
+        assert np.asarray(own).tobytes() == np.asarray(other).tobytes()
+    swapped = multiply(x, [in_strips(w)[::-1] for w in kernels])
+    assert largest(swapped, expected) > 1e-2 or outputs == (STRIP,)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +158,7 @@ def test_what_is_kept_for_the_way_back_has_a_name(capsys):
 
 
 def test_one_after_the_other_where_a_batch_is_mapped():
-    x, (w,) = arrays(5, 16, (WHOLE,))
+    x, (w,) = arrays(5, 16, (STRIP,))
     many = jnp.stack([x, 2.0 * x, -x])
     found = jax.vmap(lambda x: multiply(x, [w])[0])(many)
     assert largest(found, many @ w) < 1e-5

@@ -149,3 +149,54 @@ def test_layers_are_set_apart_with_and_without_the_stack(params):
     assert len(kept["layers"]) == TINY.num_layers
     assert all(x.is_deleted() for x in jax.tree.leaves(own["layers"]))
     assert not any(x.is_deleted() for x in jax.tree.leaves((params, own["embed"])))
+
+
+WHOLE = dataclasses.replace(TINY, num_kv_heads=2)  # all kernels have whole strips
+
+
+@pytest.fixture(scope="module")
+def layers_apart():
+    return functional.apart(jax.jit(functional.build(WHOLE).init)(jax.random.key(0)))
+
+
+def in_strips(params):
+    """Names of kernels that are."""
+    flat = leaves({**params, "layers": params["layers"][0]})
+    return {where for where, leaf in flat.items() if where.endswith("kernel") and leaf.ndim == 3}
+
+
+def test_kernels_in_strips_and_back(layers_apart):
+    strips = functional.in_strips(layers_apart)
+    kernel = strips["layers"][1]["gen"]["mlp"]["up"]["kernel"]
+    plain = layers_apart["layers"][1]["gen"]["mlp"]["up"]["kernel"]
+    assert np.array_equal(kernel, np.stack([plain[:, :16], plain[:, 16:]]))
+    names = {"und_encoder/patch_in/kernel", "embed/table", "layers/gen/post_norm/scale"}
+    assert len(in_strips(strips)) == 14 + 5 and not names & in_strips(strips)
+    back, stacked = (functional.together(tree) for tree in (strips, layers_apart))
+    assert jax.tree.structure(back) == jax.tree.structure(stacked)
+    assert all(map(np.array_equal, jax.tree.leaves(back), jax.tree.leaves(stacked)))
+
+
+def test_layers_with_a_kernel_of_no_whole_strips_stay_as_they_are(params):
+    """Keys of TINY have 8 columns."""
+    found = in_strips(functional.in_strips(functional.apart(params)))
+    assert found == {
+        f"{n}/kernel" for n in ("lm_head", "latent_in", "latent_out", "time_in", "time_out")
+    }
+
+
+def test_kernels_that_are_spent_are_deleted(layers_apart):
+    own = jax.tree.map(jnp.copy, layers_apart)
+    spent = functional.in_strips(own, spend=True)
+    for where, leaf in leaves({**own, "layers": own["layers"][0]}).items():
+        kept = leaves({**spent, "layers": spent["layers"][0]})[where]
+        assert leaf.is_deleted() == (kept.ndim == 3), where
+
+
+def test_kernels_in_strips_that_do_not_fit_are_refused(layers_apart):
+    fns, strips = functional.build(WHOLE), functional.in_strips(layers_apart)
+    wrong = {**strips, "lm_head": {"kernel": strips["lm_head"]["kernel"][:1]}}
+    with pytest.raises(
+        ValueError, match=r"lm_head/kernel is \(1, 16, 16\), expected \(2, 16, 16\)"
+    ):
+        fns.logits(wrong, jnp.zeros((2, 16)))
