@@ -32,7 +32,7 @@ from process_gen.kernels import flash_gpu, flash_tpu
 from process_gen.kernels.by_row import by_row
 from process_gen.kernels.chunked import chunked
 from process_gen.kernels.dense import MIN_QUERIES, dense
-from process_gen.kernels.key_block import Attention, CachedKeys, KeyBlock
+from process_gen.kernels.key_block import Attention, CachedKeys, KeyBlock, PooledKeys
 from process_gen.kernels.native import native
 from process_gen.kernels.native_library import available
 from process_gen.kernels.per_shard import per_shard
@@ -43,6 +43,7 @@ __all__ = [
     "Attention",
     "CachedKeys",
     "KeyBlock",
+    "PooledKeys",
     "chunked",
     "dense",
     "interval_attention",
@@ -57,6 +58,11 @@ def chosen(implementation: str) -> str:
     if platform == "cpu":
         return "native" if available() else "rows"
     return {"tpu": "pallas", "gpu": "triton"}.get(platform, "chunked")
+
+
+def reads_pools(implementation: str) -> bool:
+    """Whether `PooledKeys` are read where they lie, and not copied for each call."""
+    return chosen(implementation) == "native" and rules.mesh_in_force() is None
 
 
 def _auto(q_BxSxHxDh: jax.Array, order_BxS: jax.Array, blocks: Sequence[KeyBlock]) -> jax.Array:
@@ -78,7 +84,7 @@ IMPLEMENTATIONS: dict[str, Attention] = {
 def interval_attention(
     q_BxSxHxDh: jax.Array,
     order_BxS: jax.Array,
-    blocks: Sequence[KeyBlock | CachedKeys],
+    blocks: Sequence[KeyBlock | CachedKeys | PooledKeys],
     implementation: str = "dense",
 ) -> jax.Array:
     """Softmax attention of every query over the keys whose interval holds its order.
@@ -87,15 +93,18 @@ def interval_attention(
       q_BxSxHxDh: queries, normed and rotated, not yet scaled by 1/sqrt(Dh).
       order_BxS: int32 orders of the queries.
       blocks: keys and values; their number of heads divides H. Only `dense` and `native` read
-        `CachedKeys` as they lie; `rows`, and any for few queries, are `dense` then.
+        `CachedKeys` as they lie; `rows`, and any for few queries, are `dense` then. `native` alone
+        reads `PooledKeys` so.
       implementation: a key of `IMPLEMENTATIONS`.
 
     Returns:
       ``[B, S, H, Dh]`` in the type of `q`; 0 for a query that sees nothing.
     """
     implementation = chosen(implementation)
-    cached = any(isinstance(block, CachedKeys) for block in blocks)
     by_dense = implementation == "rows" or q_BxSxHxDh.shape[1] < MIN_QUERIES
+    if by_dense or not reads_pools(implementation):
+        blocks = [block.taken() if isinstance(block, PooledKeys) else block for block in blocks]
+    cached = any(isinstance(block, CachedKeys) for block in blocks)
     if implementation == "dense" or (cached and by_dense):
         return dense(q_BxSxHxDh, order_BxS, blocks)
     if implementation != "native":

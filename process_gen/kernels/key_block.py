@@ -47,4 +47,27 @@ class CachedKeys(NamedTuple):
         return KeyBlock(k, v, self.visible_from_BxC, self.visible_to_BxC)
 
 
+class PooledKeys(NamedTuple):
+    """The first slots of some rows of a pool of caches, which are not copied.
+
+    Attributes:
+      k_RxKxDhxC, v_RxKxCxDh: all rows of the pool, laid out as in `CachedKeys`.
+      row_B: int32, where each row's keys lie.
+      visible_from_BxS, visible_to_BxS: int32 intervals of orders of the first S slots.
+    """
+
+    k_RxKxDhxC: jax.Array
+    v_RxKxCxDh: jax.Array
+    row_B: jax.Array
+    visible_from_BxS: jax.Array
+    visible_to_BxS: jax.Array
+
+    def taken(self) -> CachedKeys:
+        """A copy of what is seen."""
+        slots = self.visible_to_BxS.shape[1]
+        k = self.k_RxKxDhxC[self.row_B, :, :, :slots]
+        v = self.v_RxKxCxDh[self.row_B, :, :slots]
+        return CachedKeys(k, v, self.visible_from_BxS, self.visible_to_BxS)
+
+
 Attention = Callable[[jax.Array, jax.Array, Sequence[KeyBlock]], jax.Array]

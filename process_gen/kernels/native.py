@@ -13,14 +13,16 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from process_gen.kernels.dense import dense
-from process_gen.kernels.key_block import ATTENDED, CachedKeys, KeyBlock
+from process_gen.kernels.key_block import ATTENDED, CachedKeys, KeyBlock, PooledKeys
 from process_gen.kernels.native_library import library
 
 _STRIP, _LANES = 16, 8  # keys that are visited together, and features that a vector holds
 
 
 def native(
-    q_BxSxHxDh: jax.Array, order_BxS: jax.Array, blocks: Sequence[KeyBlock | CachedKeys]
+    q_BxSxHxDh: jax.Array,
+    order_BxS: jax.Array,
+    blocks: Sequence[KeyBlock | CachedKeys | PooledKeys],
 ) -> jax.Array:
     """The implementation "native" of `interval_attention`; computes in float32.
 
@@ -39,9 +41,9 @@ def native(
         if isinstance(block, KeyBlock):
             rest.append(block)
         elif cache is None and _lies_well(block):
-            cache = block
+            cache = block if isinstance(block, PooledKeys) else _pool(block)
         else:
-            rest.append(block.block())
+            rest.append((block.taken() if isinstance(block, PooledKeys) else block).block())
     own = KeyBlock(*(jnp.concatenate(part, 1) for part in zip(*rest, strict=True)))
     k, v = own.k_BxSxKxDh.astype(jnp.float32), own.v_BxSxKxDh.astype(jnp.float32)
     own = own._replace(k_BxSxKxDh=k, v_BxSxKxDh=v)
@@ -49,25 +51,31 @@ def native(
     return _attend(q_BxSxHxDh.astype(jnp.float32), order_BxS, own, cache).astype(q_BxSxHxDh.dtype)
 
 
-def _lies_well(cache: CachedKeys) -> bool:
-    _, _, width, slots = cache.k_BxKxDhxC.shape
-    return cache.k_BxKxDhxC.dtype == jnp.float32 and not (slots % _STRIP or width % _LANES)
+def _lies_well(cache: CachedKeys | PooledKeys) -> bool:
+    keys, seen = cache[0], cache[-1]
+    return keys.dtype == jnp.float32 and not (seen.shape[1] % _STRIP or keys.shape[2] % _LANES)
 
 
-def _no_cache(own: KeyBlock) -> CachedKeys:
+def _pool(cache: CachedKeys) -> PooledKeys:
+    """A pool of these rows alone."""
+    k, v, *interval = cache
+    return PooledKeys(k, v, jnp.arange(len(k), dtype=jnp.int32), *interval)
+
+
+def _no_cache(own: KeyBlock) -> PooledKeys:
     b, _, heads, width = own.k_BxSxKxDh.shape
     none = jnp.zeros((b, 0), jnp.int32)
     k, v = jnp.zeros((b, heads, width, 0)), jnp.zeros((b, heads, 0, width))
-    return CachedKeys(k, v, none, none)
+    return _pool(CachedKeys(k, v, none, none))
 
 
 @jax.custom_vjp
-def _attend(q: jax.Array, order: jax.Array, own: KeyBlock, cache: CachedKeys) -> jax.Array:
+def _attend(q: jax.Array, order: jax.Array, own: KeyBlock, cache: PooledKeys) -> jax.Array:
     return _call(q, order, own, cache, q.shape)[0]
 
 
 def _call(
-    q: jax.Array, order: jax.Array, own: KeyBlock, cache: CachedKeys, *results: tuple[int, ...]
+    q: jax.Array, order: jax.Array, own: KeyBlock, cache: PooledKeys, *results: tuple[int, ...]
 ) -> Sequence[jax.Array]:
     k, v, *interval = own
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in results]
@@ -76,7 +84,7 @@ def _call(
 
 
 def _forward(
-    q: jax.Array, order: jax.Array, own: KeyBlock, cache: CachedKeys
+    q: jax.Array, order: jax.Array, own: KeyBlock, cache: PooledKeys
 ) -> tuple[jax.Array, tuple]:
     b, s, heads, _ = q.shape
     out, lse = _call(q, order, own, cache, q.shape, (b, heads, s))
@@ -86,11 +94,12 @@ def _forward(
 
 def _backward(kept: tuple, d_out: jax.Array) -> tuple:
     q, order, own, cache, out, lse = kept
-    if cache.visible_to_BxC.shape[1]:  # nothing is trained through a cache: no kernel of its own
+    if cache.visible_to_BxS.shape[1]:  # nothing is trained through a cache: no kernel of its own
         floats = (q, own[:2], cache[:2])
 
         def plain(q: jax.Array, own_kv: tuple, cache_kv: tuple) -> jax.Array:
-            return dense(q, order, [CachedKeys(*cache_kv, *cache[2:]), KeyBlock(*own_kv, *own[2:])])
+            pool = PooledKeys(*cache_kv, *cache[2:])
+            return dense(q, order, [pool.taken(), KeyBlock(*own_kv, *own[2:])])
 
         dq, d_own, d_cache = jax.vjp(plain, *floats)[1](d_out)
     else:
@@ -100,7 +109,7 @@ def _backward(kept: tuple, d_out: jax.Array) -> tuple:
         dq, *d_own = call(q, *own[:2], order, *own[2:], lse, delta, d_out)
         d_cache = (jnp.zeros_like(x) for x in cache[:2])
     # Integers have no gradient.
-    return dq, None, KeyBlock(*d_own, None, None), CachedKeys(*d_cache, None, None)
+    return dq, None, KeyBlock(*d_own, None, None), PooledKeys(*d_cache, None, None, None)
 
 
 _attend.defvjp(_forward, _backward)

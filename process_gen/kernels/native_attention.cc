@@ -295,11 +295,11 @@ void weigh_again(int queries, int keys, const Seen& seen, const float* log_sum, 
   }
 }
 
-// A cache has whole strips of keys, and heads whose features are whole vectors. A second result is
-// the log-sum-exp of each query's scores.
+// Rows of a cache, ``[R, K, Dh, C]``, are seen in whole strips of keys from the first on; features of
+// its heads are whole vectors. A second result is the log-sum-exp of each query's scores.
 ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints order, Ints from,
-                   Ints to, Floats cached_k, Floats cached_v, Ints cached_from, Ints cached_to,
-                   Out out, ffi::RemainingRets saved) {
+                   Ints to, Floats cached_k, Floats cached_v, Ints cached_row, Ints cached_from,
+                   Ints cached_to, Out out, ffi::RemainingRets saved) {
   const Sizes n(q, k);
   float* lse = nullptr;
   if (saved.size()) {
@@ -307,7 +307,7 @@ ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints orde
     if (found.has_error()) return found.error();
     lse = (*found)->typed_data();
   }
-  const int slots = cached_k.dimensions()[3];
+  const int slots = cached_to.dimensions()[1], stride = cached_k.dimensions()[3];
   const float scale = kLog2e / std::sqrt(float(n.dim));
   const int32_t *all_from = cached_from.typed_data(), *all_to = cached_to.typed_data();
   Rows rows(n, order, from, to, all_from, all_to, slots);
@@ -318,7 +318,8 @@ ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints orde
     static thread_local Seeing seeing;
     const float* keys = turned(n, row, r, kv, k.typed_data(), kept_keys);
     const float* values = laid_out(n, row, r, kv, v.typed_data(), kept_values);
-    const size_t cached = (size_t(r) * n.kv_heads + kv) * n.dim * slots;
+    const size_t place = size_t(cached_row.typed_data()[r]) * n.kv_heads + kv;
+    const size_t cached = place * n.dim * stride;
     const float *cache_k = cached_k.typed_data() + cached, *cache_v = cached_v.typed_data() + cached;
     const int32_t *froms = all_from + size_t(r) * slots, *tos = all_to + size_t(r) * slots;
     for (int first = 0; first < n.queries * n.group; first += kQueries) {
@@ -328,7 +329,7 @@ ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints orde
       queries.fetch(q.typed_data(), scale, seeing.queries.data());
       for (const Visit& v : row.cached[first / kQueries]) {
         const Seen seen{orders + v.first, froms + v.key, tos + v.key, v.masked};
-        const Keys block{cache_k + v.key, slots, cache_v + size_t(v.key) * n.dim};
+        const Keys block{cache_k + v.key, stride, cache_v + size_t(v.key) * n.dim};
         look<kKeys / kLanes>(n, v, seen, block, seeing);
       }
       for (const Visit& v : row.own[first / kQueries]) {
@@ -421,6 +422,7 @@ using xla::ffi::ThreadPool;
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     interval_attention_forward, process_gen::forward,
     made<1>(given<2>(given<3>(Ffi::Bind().Ctx<ThreadPool>()).Arg<Ints>().Arg<Ints>().Arg<Ints>())
+                .Arg<Ints>()
                 .Arg<Ints>()
                 .Arg<Ints>())
         .RemainingRets());

@@ -20,7 +20,7 @@ from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
 from process_gen.kernels import native_layer
 from process_gen.kernels.interval_attention import interval_attention
-from process_gen.kernels.key_block import ATTENDED, CachedKeys, KeyBlock
+from process_gen.kernels.key_block import ATTENDED, CachedKeys, KeyBlock, PooledKeys
 from process_gen.kernels.native_norm import Turn
 from process_gen.kernels.native_products import MULTIPLIED
 from process_gen.models.layers import (
@@ -63,16 +63,25 @@ class Cache(NamedTuple):
       k: ``[B, K, Dh, C]`` each, with layers="scan" ``[L, B, K, Dh, C]``; normed and rotated.
       v: the same with ``[B, K, C, Dh]``.
       visible_from_BxC, visible_to_BxC: int32; an unused slot's interval is empty.
+      row_B: where inlined layers' arrays are a pool's, the rows of it; see `PooledKeys`.
     """
 
     k: tuple[jax.Array, ...]
     v: tuple[jax.Array, ...]
     visible_from_BxC: jax.Array
     visible_to_BxC: jax.Array
+    row_B: jax.Array | None = None
 
     def keys(self, layer: int) -> tuple[jax.Array, jax.Array]:
         """Keys and values of an array of layers."""
         return self.k[layer], self.v[layer]
+
+    def of_layer(self, k: jax.Array, v: jax.Array) -> CachedKeys | PooledKeys:
+        """What a layer's queries see of its keys and values."""
+        interval = (self.visible_from_BxC, self.visible_to_BxC)
+        if self.row_B is None:
+            return CachedKeys(k, v, *interval)
+        return PooledKeys(k, v, self.row_B, *interval)
 
 
 class ExpertAttention(nnx.Module):
@@ -190,7 +199,7 @@ class Layer(nnx.Module):
         gen_BxGxD: jax.Array,
         turns: Sequence[Turn],
         place: Place,
-        cached: Sequence[CachedKeys],
+        cached: Sequence[CachedKeys | PooledKeys],
         pieces: int,
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """One layer over both streams; an empty stream costs nothing.
@@ -223,7 +232,7 @@ class Layer(nnx.Module):
         streams: Sequence[jax.Array],
         turns: Sequence[Turn],
         place: Place,
-        cached: Sequence[CachedKeys],
+        cached: Sequence[CachedKeys | PooledKeys],
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """The same with both experts' parts in C++, where weights are laid out for it."""
         experts, eps = (self.und, self.gen), self.und.input_norm.eps
@@ -285,10 +294,7 @@ def run_layers(
         streams: tuple[jax.Array, jax.Array], scanned: tuple
     ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
         layer_weights, keys = scanned
-        cached = [
-            CachedKeys(k, v, cache.visible_from_BxC, cache.visible_to_BxC)
-            for (k, v), cache in zip(keys, caches, strict=True)
-        ]
+        cached = [cache.of_layer(*kv) for kv, cache in zip(keys, caches, strict=True)]
         streams = tuple(checkpoint_name(rules.constrain(x, _RESIDUAL), _STREAM) for x in streams)
         layer = nnx.merge(graph, layer_weights)
         und, gen, k, v = layer(*streams, turns, place, cached, pieces)

@@ -82,6 +82,15 @@ def read(
     return [Cache(k, v, visible_from_BxC, visible_to_BxC)]
 
 
+def look(
+    pool: Pool, index_B: jax.Array, visible_from_BxC: jax.Array, visible_to_BxC: jax.Array
+) -> list[Cache]:
+    """The same without a copy: for a program that does not write the pool, see `PooledKeys`."""
+    if _stacked(pool.k) or not visible_to_BxC.shape[1]:
+        return read(pool, index_B, visible_from_BxC, visible_to_BxC)
+    return [Cache(pool.k, pool.v, visible_from_BxC, visible_to_BxC, index_B)]
+
+
 def _stacked(parts: tuple[jax.Array, ...]) -> bool:
     """Whether there is one array of all layers."""
     return parts[0].ndim == 5

@@ -21,6 +21,7 @@ from process_gen.core.configs import Config, SamplerConfig
 from process_gen.core.grammar import Kind, context_kinds
 from process_gen.core.patches import patchify
 from process_gen.data import images
+from process_gen.kernels.interval_attention import reads_pools
 from process_gen.models import image_codecs
 from process_gen.models.functional import ModelFns
 from process_gen.models.transformer import Cache
@@ -272,7 +273,8 @@ class Programs:
         model, sampler, ids = self.config.model, self.sampler, self.ids
         batch, n = rows.index_B.shape[0], self._count(self.size, self.codec.side)
         und, patch, patch_id = empty_part(batch, model.und_features)
-        context = _read(pool, rows)
+        look = caches.look if reads_pools(model.attention) else caches.read
+        context = look(pool, rows.index_B, rows.visible_from_BxC, rows.visible_to_BxC)
         every = sampler.guidance_every
         always = tuple(sampler.guidance_interval) == (0.0, 1.0) and every == 1
 

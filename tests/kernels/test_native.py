@@ -10,7 +10,8 @@ import pytest
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.kernels import native_library as native_lib
 from process_gen.kernels.dense import dense
-from process_gen.kernels.key_block import CachedKeys, KeyBlock
+from process_gen.kernels.interval_attention import interval_attention
+from process_gen.kernels.key_block import CachedKeys, KeyBlock, PooledKeys
 from process_gen.kernels.native import native
 from tests.kernels.against_dense import (
     check,
@@ -124,6 +125,43 @@ def test_over_a_cache(slots, width):
     out = jax.jit(native)(q, order, blocks)
     assert differences([out], [dense(q, order, blocks)])[0] < 1e-5
     assert differences([out], [dense(q, order, blocks[1:])])[0] > 0.1
+
+
+def in_a_pool(cache, pool_slots):
+    """The same keys as rows 4, 0 and 2 of five, before more slots; all else is nan."""
+    row = jnp.array([4, 0, 2], jnp.int32)
+    k, v, *interval = cache
+    slots, width = k.shape[3], k.shape[2]
+    pool_k = jnp.full((5, k.shape[1], width, pool_slots), jnp.nan).at[row, ..., :slots].set(k)
+    pool_v = jnp.full((5, k.shape[1], pool_slots, width), jnp.nan).at[row, :, :slots].set(v)
+    return PooledKeys(pool_k, pool_v, row, *interval)
+
+
+@pytest.mark.parametrize("implementation", ["native", "chunked", "dense"])
+@pytest.mark.parametrize(("slots", "width", "queries"), [(64, 24, 70), (48, 8, 3), (40, 8, 70)])
+def test_rows_of_a_pool(slots, width, queries, implementation):
+    """Read where they lie, or taken out where that cannot be."""
+    q, order, (cache, new) = with_cache(slots, width, queries)
+    run = jax.jit(interval_attention, static_argnums=3)
+    out = run(q, order, [in_a_pool(cache, 100), new], implementation)
+    assert differences([out], [dense(q, order, [cache, new])])[0] < 1e-5
+    moved = in_a_pool(cache, 100)._replace(row_B=jnp.array([0, 4, 2], jnp.int32))
+    assert not differences([run(q, order, [moved, new], implementation)], [out])[0] < 0.1
+
+
+def test_gradients_pass_through_a_pool():
+    q, order, (cache, new) = with_cache(64, 8)
+    pool = in_a_pool(cache, 64)
+
+    def by(k):
+        return jnp.sum(jnp.sin(native(q, order, [pool._replace(k_RxKxDhxC=k), new])))
+
+    def plain(k):
+        return jnp.sum(jnp.sin(dense(q, order, [cache._replace(k_BxKxDhxC=k), new])))
+
+    found, expected = jax.grad(by)(pool.k_RxKxDhxC), jax.grad(plain)(cache.k_BxKxDhxC)
+    np.testing.assert_allclose(found[pool.row_B], expected, atol=1e-4)
+    assert float(jnp.abs(expected).max()) > 0.1 and not bool(found[1].any() | found[3].any())
 
 
 def test_two_caches_and_bfloat16():

@@ -13,6 +13,7 @@ from process_gen.core import flow_matching as flow
 from process_gen.core.configs import from_mapping
 from process_gen.data.tokenizer import load_tokenizer, token_ids
 from process_gen.kernels.interval_attention import KeyBlock, interval_attention
+from process_gen.kernels.native_library import available
 from process_gen.models import functional
 from process_gen.sampling import cache
 from process_gen.sampling.cache import Weights
@@ -46,13 +47,13 @@ def rows(slots=SLOTS):
     return Rows(zero, np.ones(BATCH, bool), zero, zero, zero, zero, zero, wide, wide, seeds)
 
 
-def copied(text: str, entries: int) -> list[str]:
+def copied(text: str, entries: int, everywhere: bool = False) -> list[str]:
     """Instructions inside loops that write an array of so many entries or more."""
     loops = set(re.findall(r"\bbody=%?([\w.-]+)", text))
-    found, inside = [], False
+    found, inside = [], everywhere
     for line in text.splitlines():
         if (head := re.match(r"%?([\w.-]+) .*\{$", line)) and not line.startswith(" "):
-            inside = head.group(1) in loops
+            inside = everywhere or head.group(1) in loops
         made = re.match(r"\s+(?:ROOT )?\S+ = \w+\[([\d,]+)\]\S* ([\w-]+)\(", line)
         if not inside or made is None or made.group(2) in ("get-tuple-element", "parameter"):
             continue
@@ -94,6 +95,17 @@ def test_no_step_of_painting_copies_a_cache():
     text = lowered.compile(compiler_options=AS_USERS).as_text()
     assert copied(text, KEYS) == []
     assert copied(text, KEYS // 2)  # the scores
+
+
+@pytest.mark.skipif(not available(), reason="needs a C++ compiler")
+def test_painting_copies_no_row_out_of_its_pool():
+    """C++ reads them where they lie; any other attention has them picked out once."""
+    at, found = course([flow.time_grid(4, 1.0)], BATCH, 2.0), {}
+    for name in ("native", "rows"):
+        programs = programs_of({**MODEL, "attention": name})
+        lowered = Programs.denoise.lower(programs, *shapes(programs), rows(), False, at)
+        found[name] = copied(lowered.compile(compiler_options=AS_USERS).as_text(), KEYS, True)
+    assert found["native"] == [] and found["rows"]
 
 
 def test_a_step_that_copies_one_is_noticed():

@@ -16,9 +16,10 @@ from process_gen.core.errors import CheckpointError, ConfigError, DataError
 from process_gen.core.grammar import Next, from_segments, to_segments
 from process_gen.core.trajectory import validate
 from process_gen.data.tokenizer import load_tokenizer, token_ids
+from process_gen.kernels.native_library import available
 from process_gen.models import functional
 from process_gen.sampling.calls import Written
-from process_gen.sampling.painter import Painter, load
+from process_gen.sampling.painter import Painter, arranged, load
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.programs import Programs
 from process_gen.train import optimizer, state, step
@@ -341,3 +342,33 @@ def test_layers_run_as_asked(params, tmp_path):
     assert equal(looped.paint(PROMPTS[:1], mode="one_shot"), same) and not equal(same, other)
     with pytest.raises(ConfigError, match="'unroll' or 'scan', got 'loop'"):
         load(str(tmp_path), layers="loop")
+
+
+@pytest.mark.skipif(not available(), reason="needs a C++ compiler")
+def test_weights_lie_in_strips_where_cpp_multiplies_them(monkeypatch):
+    def dimensions(**model):
+        config = from_mapping({"model": model})
+        params = jax.jit(functional.build(config.model).init)(jax.random.key(0))
+        return arranged(config, params)["lm_head"]["kernel"].ndim
+
+    assert dimensions() == 3
+    assert dimensions(dtype="bfloat16") == dimensions(layers="scan") == 2
+    monkeypatch.setattr("process_gen.sampling.painter.available", lambda: False)
+    assert dimensions() == 2
+
+
+@pytest.mark.skipif(not available(), reason="needs a C++ compiler")
+def test_strips_paint_the_same(monkeypatch):
+    """As weights in rows do: the same words, and values of pixels that differ by 1 at most."""
+    own = load()
+    monkeypatch.setattr("process_gen.sampling.painter.available", lambda: False)
+    plain = load()
+    assert own.fingerprint == plain.fingerprint
+    assert (
+        own.weights.model["lm_head"]["kernel"].shape
+        != plain.weights.model["lm_head"]["kernel"].shape
+    )
+    for one, other in zip(own.paint(PROMPTS[:2]), plain.paint(PROMPTS[:2]), strict=True):
+        assert [step.plan for step in one.steps] == [step.plan for step in other.steps]
+        for a, b in zip(one.images, other.images, strict=True):
+            assert np.abs(a.astype(int) - b.astype(int)).max() <= 1 and a.std() > 1
