@@ -60,9 +60,10 @@ def chosen(implementation: str) -> str:
     return {"tpu": "pallas", "gpu": "triton"}.get(platform, "chunked")
 
 
-def reads_pools(implementation: str) -> bool:
-    """Whether `PooledKeys` are read where they lie, and not copied for each call."""
-    return chosen(implementation) == "native" and rules.mesh_in_force() is None
+def reads_pools(implementation: str, queries: int) -> bool:
+    """Whether so many queries read `PooledKeys` where they lie, and do not copy them first."""
+    native_alone = chosen(implementation) == "native" and rules.mesh_in_force() is None
+    return native_alone and queries >= MIN_QUERIES
 
 
 def _auto(q_BxSxHxDh: jax.Array, order_BxS: jax.Array, blocks: Sequence[KeyBlock]) -> jax.Array:
@@ -102,7 +103,7 @@ def interval_attention(
     """
     implementation = chosen(implementation)
     by_dense = implementation == "rows" or q_BxSxHxDh.shape[1] < MIN_QUERIES
-    if by_dense or not reads_pools(implementation):
+    if not reads_pools(implementation, q_BxSxHxDh.shape[1]):
         blocks = [block.taken() if isinstance(block, PooledKeys) else block for block in blocks]
     cached = any(isinstance(block, CachedKeys) for block in blocks)
     if implementation == "dense" or (cached and by_dense):

@@ -318,7 +318,10 @@ ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints orde
     static thread_local Seeing seeing;
     const float* keys = turned(n, row, r, kv, k.typed_data(), kept_keys);
     const float* values = laid_out(n, row, r, kv, v.typed_data(), kept_values);
-    const size_t place = size_t(cached_row.typed_data()[r]) * n.kv_heads + kv;
+    // As where jax takes rows out of an array.
+    const int last = int(cached_k.dimensions()[0]) - 1;
+    const int from_row = std::clamp(cached_row.typed_data()[r], 0, last);
+    const size_t place = size_t(from_row) * n.kv_heads + kv;
     const size_t cached = place * n.dim * stride;
     const float *cache_k = cached_k.typed_data() + cached, *cache_v = cached_v.typed_data() + cached;
     const int32_t *froms = all_from + size_t(r) * slots, *tos = all_to + size_t(r) * slots;

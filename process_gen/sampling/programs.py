@@ -273,7 +273,7 @@ class Programs:
         model, sampler, ids = self.config.model, self.sampler, self.ids
         batch, n = rows.index_B.shape[0], self._count(self.size, self.codec.side)
         und, patch, patch_id = empty_part(batch, model.und_features)
-        look = caches.look if reads_pools(model.attention) else caches.read
+        look = caches.look if reads_pools(model.attention, n + 2) else caches.read
         context = look(pool, rows.index_B, rows.visible_from_BxC, rows.visible_to_BxC)
         every = sampler.guidance_every
         always = tuple(sampler.guidance_interval) == (0.0, 1.0) and every == 1

@@ -145,6 +145,8 @@ def test_rows_of_a_pool(slots, width, queries, implementation):
     run = jax.jit(interval_attention, static_argnums=3)
     out = run(q, order, [in_a_pool(cache, 100), new], implementation)
     assert differences([out], [dense(q, order, [cache, new])])[0] < 1e-5
+    beyond = in_a_pool(cache, 100)._replace(row_B=jnp.array([9, 0, 2], jnp.int32))
+    assert np.array_equal(run(q, order, [beyond, new], implementation), out)  # the last one
     moved = in_a_pool(cache, 100)._replace(row_B=jnp.array([0, 4, 2], jnp.int32))
     assert not differences([run(q, order, [moved, new], implementation)], [out])[0] < 0.1
 
