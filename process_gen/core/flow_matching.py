@@ -159,7 +159,7 @@ def integrate(
 
     order = 1 if solver == "euler" else 2
     whole = steps - 1 if solver == "heun" else steps
-    carry = (start, memory, start)
+    carry = (start, memory, start if order == 2 else None)  # what is not needed is not carried
     carry = jax.lax.fori_loop(0, whole, lambda i, carry: step(i, carry, order), carry)
     return step(jnp.asarray(whole), carry, 1)[0] if solver == "heun" else carry[0]
 

@@ -307,8 +307,6 @@ class Programs:
             return flow.to_velocity(output, x, t, model.prediction, self.config.loss.min_t)
 
         def velocity(x: jax.Array, t_B: jax.Array, memory: tuple) -> tuple[jax.Array, tuple]:
-            count_B, difference = memory  # guided evaluations so far
-
             def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
                 conditional, dropped = jnp.split(velocities(x, t_B, 2), 2, 1)
                 return conditional, dropped
@@ -323,12 +321,14 @@ class Programs:
             elif always:
                 conditional, dropped = both(x)
             else:
+                count_B, difference = memory  # guided evaluations so far
                 # A row's guidance is its own, whoever else makes the branch run.
                 fresh_B = acts_B & (count_B % every == 0)
                 conditional, dropped = jax.lax.cond(jnp.any(fresh_B), both, alone, x)
                 fresh = fresh_B[:, None, None]
                 dropped = jnp.where(fresh, dropped, conditional - difference)
                 difference = jnp.where(fresh, conditional - dropped, difference)
+                memory = (count_B + acts_B, difference)
             acts = acts_B[:, None, None]
             v = flow.guide(
                 conditional,
@@ -339,7 +339,7 @@ class Programs:
                 renorm=sampler.renorm,
                 renorm_min=sampler.renorm_min,
             )
-            return v, (count_B + acts_B, difference)
+            return v, memory
 
         shape = (n, model.latent_features)
         start = caches.noise(rows.seed_Bx4, shape)
@@ -347,7 +347,8 @@ class Programs:
         if image_BxHxWx3 is not None:
             earlier = self.codec.encode_pictures(weights.vae, image_BxHxWx3, None)
             start = flow.interpolate(earlier, start, grid[:, :1, None])
-        memory = (jnp.zeros(batch, jnp.int32), jnp.zeros_like(start))
+        remembers = guided and not always
+        memory = (jnp.zeros(batch, jnp.int32), jnp.zeros_like(start)) if remembers else ()
         latents = flow.integrate(
             velocity, start, grid, sampler.solver, steps=course.steps, memory=memory
         )
