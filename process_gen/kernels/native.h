@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "xla/ffi/api/ffi.h"
 
@@ -153,6 +154,14 @@ void tiles(int rows, int inner, const float* a, int ai, int ak, ptrdiff_t by_til
   if constexpr (kRows > 1) {
     if (rows > 0) tiles<kRows - 1, kVecs>(rows, inner, a, ai, ak, 0, b, ldb, c, ldc, accumulate);
   }
+}
+
+// Room that a thread keeps, on a boundary of a cache's line.
+inline float* room(std::vector<float>& kept, size_t floats) {
+  constexpr size_t kLine = 16;
+  if (kept.size() < floats + kLine) kept = std::vector<float>(floats + kLine);
+  const auto at = reinterpret_cast<uintptr_t>(kept.data());
+  return kept.data() + (kLine - at / 4 % kLine) % kLine;
 }
 
 // ---- threads ------------------------------------------------------------------------------------

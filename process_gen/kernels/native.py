@@ -26,7 +26,8 @@ def native(
 ) -> jax.Array:
     """The implementation "native" of `interval_attention`; computes in float32.
 
-    A cache of whole strips of 16 is read as it lies; all other blocks of keys are copied together.
+    The first cache of which whole strips of 16 are seen is read where it lies; all other blocks of
+    keys are copied together.
 
     Args:
       q_BxSxHxDh, order_BxS: see `interval_attention`.

@@ -104,19 +104,13 @@ class Rows {
   std::unique_ptr<std::once_flag[]> once_;
 };
 
-// Room that a thread keeps.
 using Kept = std::vector<float>;
-
-inline float* at_least(Kept& kept, size_t floats) {
-  if (kept.size() < floats) kept.resize(floats);
-  return kept.data();
-}
 
 // Keys or values of one row and key head, block by block with features as rows, ``[J, width, 64]``;
 // strips that have any are filled up with zeros.
 const float* turned(const Sizes& n, const Row& row, int r, int head, const float* x, Kept& kept) {
   const size_t block = size_t(n.width) * kKeys;
-  float* found = at_least(kept, n.blocks() * block);
+  float* found = room(kept, n.blocks() * block);
   for (int j = 0; j < n.keys || j % kStrip; j += kLanes) {
     float* to = &found[j / kKeys * block + j % kKeys];
     const int used = std::clamp(n.keys - j, 0, kLanes);
@@ -140,7 +134,7 @@ const float* turned(const Sizes& n, const Row& row, int r, int head, const float
 // The same, sorted and filled up, ``[J * 64, width]``.
 const float* laid_out(const Sizes& n, const Row& row, int r, int head, const float* x, Kept& kept) {
   const size_t whole = size_t(n.blocks()) * kKeys * n.width;
-  float* found = at_least(kept, whole);
+  float* found = room(kept, whole);
   const size_t used = n.width == n.dim ? size_t(n.keys) * n.width : 0;
   std::fill_n(found + used, whole - used, 0.0f);
   for (int j = 0; j < n.keys; j++) {
@@ -180,14 +174,16 @@ struct Queries {
 
 // What a block of queries has seen so far.
 struct Seeing {
-  Kept queries, sum;
+  Kept kept_queries, kept_sum;
+  float *queries, *sum;
   alignas(64) float scores[kQueries * kKeys];
   Vec total[kQueries];  // by lanes
   float highest[kQueries + kLanes], rescale[kQueries + kLanes];
 
   void begin(int width) {
-    at_least(queries, kQueries * width);
-    std::fill_n(at_least(sum, kQueries * width), kQueries * width, 0.0f);
+    queries = room(kept_queries, kQueries * width);
+    sum = room(kept_sum, kQueries * width);
+    std::fill_n(sum, kQueries * width, 0.0f);
     std::fill_n(highest, kQueries + kLanes, kFloor);
     std::fill_n(total, kQueries, splat(0.0f));
   }
@@ -253,7 +249,7 @@ void weigh(const Visit& v, int width, Seeing& seeing) {
       added += weight;
     }
     seeing.total[s] = seeing.total[s] * rescale + added;
-    float* sum = seeing.sum.data() + s * width;
+    float* sum = seeing.sum + s * width;
     for (int d = 0; d < width; d += kLanes) store(sum + d, load(sum + d) * rescale);
   }
 }
@@ -329,7 +325,7 @@ ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints orde
       const Queries queries(n, row, r, kv, first);
       const int32_t* orders = &row.order[first];
       seeing.begin(n.width);
-      queries.fetch(q.typed_data(), scale, seeing.queries.data());
+      queries.fetch(q.typed_data(), scale, seeing.queries);
       for (const Visit& v : row.cached[first / kQueries]) {
         const Seen seen{orders + v.first, froms + v.key, tos + v.key, v.masked};
         const Keys block{cache_k + v.key, stride, cache_v + size_t(v.key) * n.dim};
@@ -365,11 +361,11 @@ ffi::Error backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints ord
     const float* values = turned(n, row, r, kv, v.typed_data(), kept[1]);
     const float* plain_keys = laid_out(n, row, r, kv, k.typed_data(), kept[2]);
     const size_t all = size_t(n.blocks()) * kKeys * n.width, some = size_t(kQueries) * n.width;
-    float *by_key = at_least(kept[3], all), *by_value = at_least(kept[4], all);
+    float *by_key = room(kept[3], all), *by_value = room(kept[4], all);
     std::fill_n(by_key, all, 0.0f);
     std::fill_n(by_value, all, 0.0f);
-    float *here = at_least(kept[5], some), *d_outs = at_least(kept[6], some);
-    float* by_query = at_least(kept[7], some);
+    float *here = room(kept[5], some), *d_outs = room(kept[6], some);
+    float* by_query = room(kept[7], some);
     alignas(64) float weights[kQueries * kKeys], d_scores[kQueries * kKeys];
     float log_sum[kQueries], inner[kQueries];
     for (int first = 0; first < n.queries * n.group; first += kQueries) {

@@ -87,14 +87,6 @@ inline void copy_rows(const View& a, int rows, int deep, float* to) {
   }
 }
 
-// Room that a thread keeps, on a boundary of a cache's line.
-inline float* room(std::vector<float>& kept, size_t floats) {
-  constexpr size_t kLine = 16;
-  if (kept.size() < floats + kLine) kept = std::vector<float>(floats + kLine);
-  const auto at = reinterpret_cast<uintptr_t>(kept.data());
-  return kept.data() + (kLine - at / 4 % kLine) % kLine;
-}
-
 // Columns of B, ``[count, inner, 16]``.
 struct Strips {
   int inner, count;

@@ -119,7 +119,7 @@ def plain_mlp(x, gate, up, down):
     [(1, 16, 16), (7, 32, 48), (256, 96, 384), (257, 16, 4096), (700, 512, 1040)],
 )
 def test_the_gated_mlp_and_its_gradients(rows, width, hidden):
-    """Few rows, blocks of rows, and hidden columns in one part or in several."""
+    """One row, blocks of rows, and hidden columns in one part or in several."""
     given = mlp(rows, width, hidden)
     towards = jnp.cos(jnp.arange(rows * width, dtype=jnp.float32)).reshape(rows, width)
 
