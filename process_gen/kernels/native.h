@@ -90,6 +90,15 @@ inline float total(Vec x) {
   return x[0];
 }
 
+// The same for any way to fold two vectors of integers into one.
+template <typename Fold>
+inline int32_t folded(IntVec x, const Fold& fold) {
+  x = fold(x, PROCESS_GEN_PICK(x, x, 4, 5, 6, 7, 0, 1, 2, 3));
+  x = fold(x, PROCESS_GEN_PICK(x, x, 2, 3, 0, 1, 6, 7, 4, 5));
+  x = fold(x, PROCESS_GEN_PICK(x, x, 1, 0, 3, 2, 5, 4, 7, 6));
+  return x[0];
+}
+
 #undef PROCESS_GEN_PICK
 
 // 2^x, to 2e-7 of it, and 0 for all x up to -127: the fraction by a polynomial (Cephes, exp2f), the

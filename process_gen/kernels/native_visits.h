@@ -38,8 +38,9 @@ inline IntVec may_attend(int32_t order, const int32_t* from, const int32_t* to) 
 // The intervals of keys, whole strips of them.
 class Intervals {
  public:
-  Intervals(const int32_t* from, const int32_t* to, int keys) : from_(from), to_(to) {
-    strips_.reserve(keys / kStrip);
+  void read(const int32_t* from, const int32_t* to, int keys) {
+    from_ = from, to_ = to;
+    strips_.clear();
     for (int j = 0; j < keys; j += kStrip) {
       const auto [opens, opened] = ends(from + j);
       const auto [closed, closes] = ends(to + j);
@@ -48,8 +49,8 @@ class Intervals {
   }
 
   // Visits of queries with these orders, which ascend.
-  std::vector<Visit> visits(const int32_t* order, int queries) const {
-    std::vector<Visit> found;
+  void visit(const int32_t* order, int queries, std::vector<Visit>& found) const {
+    found.clear();
     for (int j = 0; j < int(strips_.size()) * kStrip; j += kStrip) {
       const Strip& strip = strips_[j / kStrip];
       int first = std::lower_bound(order, order + queries, strip.opens) - order;
@@ -64,7 +65,6 @@ class Intervals {
       found.back().keys += kStrip;
       found.back().masked |= masked;
     }
-    return found;
   }
 
  private:
@@ -75,59 +75,61 @@ class Intervals {
   // The least and the largest of a strip's.
   static std::pair<int32_t, int32_t> ends(const int32_t* p) {
     const IntVec a = load_ints(p), b = load_ints(p + kLanes);
-    const IntVec low = a < b ? a : b, high = a < b ? b : a;
-    std::pair<int32_t, int32_t> found{low[0], high[0]};
-    for (int i = 1; i < kLanes; i++) {
-      found.first = std::min(found.first, low[i]);
-      found.second = std::max(found.second, high[i]);
-    }
-    return found;
+    const auto least = [](IntVec x, IntVec y) { return x < y ? x : y; };
+    const auto most = [](IntVec x, IntVec y) { return x > y ? x : y; };
+    return {folded(least(a, b), least), folded(most(a, b), most)};
   }
 
   bool any(int32_t order, int j) const {
     const IntVec seen = may_attend(order, from_ + j, to_ + j) |
                         may_attend(order, from_ + j + kLanes, to_ + j + kLanes);
-    int32_t some = 0;
-    for (int i = 0; i < kLanes; i++) some |= seen[i];
-    return some;
+    return folded(seen, [](IntVec x, IntVec y) { return x | y; });
   }
 
-  const int32_t *from_, *to_;
+  const int32_t *from_ = nullptr, *to_ = nullptr;
   std::vector<Strip> strips_;
 };
 
-// The tokens of one row, sorted; keys are filled up to whole blocks with what nobody sees.
+// The tokens of one row, sorted; keys are filled up to whole blocks with what nobody sees. One that
+// is sorted again has the room already.
 struct Row {
   std::vector<int> query, key;  // where they lie
   std::vector<int32_t> order;   // of queries, each for all heads of a group
   std::vector<int32_t> from, to;
   std::vector<std::vector<Visit>> own, cached;  // of each block of queries
 
-  Row(const int32_t* orders, int queries, int group, const int32_t* froms, const int32_t* tos,
-      int keys, const Intervals& cache)
-      : query(sorted(orders, queries)), key(sorted(froms, keys)) {
+  void sort(const int32_t* orders, int queries, int group, const int32_t* froms, const int32_t* tos,
+            int keys, const int32_t* cached_from, const int32_t* cached_to, int slots) {
+    sorted(orders, queries, query);
+    sorted(froms, keys, key);
+    order.clear();
+    for (int i : query) order.insert(order.end(), group, orders[i]);
     const int whole = (keys + kKeys - 1) / kKeys * kKeys;
     from.assign(whole, INT32_MAX);
     to.assign(whole, -1);
-    for (int i : query) order.insert(order.end(), group, orders[i]);
     for (int j = 0; j < keys; j++) from[j] = froms[key[j]], to[j] = tos[key[j]];
-    const Intervals intervals(from.data(), to.data(), whole);
-    for (int i = 0; i < queries * group; i += kQueries) {
+    own_.read(from.data(), to.data(), whole);
+    cached_.read(cached_from, cached_to, slots);
+    const int blocks = (queries * group + kQueries - 1) / kQueries;
+    own.resize(blocks);
+    cached.resize(blocks);
+    for (int b = 0, i = 0; b < blocks; b++, i += kQueries) {
       const int used = std::min(kQueries, queries * group - i);
-      own.push_back(intervals.visits(&order[i], used));
-      cached.push_back(cache.visits(&order[i], used));
+      own_.visit(&order[i], used, own[b]);
+      cached_.visit(&order[i], used, cached[b]);
     }
   }
 
  private:
-  static std::vector<int> sorted(const int32_t* by, int count) {
-    std::vector<int> found(count);
+  static void sorted(const int32_t* by, int count, std::vector<int>& found) {
+    found.resize(count);
     std::iota(found.begin(), found.end(), 0);
     if (!std::is_sorted(by, by + count)) {
       std::stable_sort(found.begin(), found.end(), [&](int a, int b) { return by[a] < by[b]; });
     }
-    return found;
   }
+
+  Intervals own_, cached_;
 };
 
 }  // namespace process_gen

@@ -11,6 +11,7 @@ from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
 from process_gen.models.transformer import Cache
+from process_gen.sampling.threefry import UNROLLED
 
 FOREVER = NEVER - 1  # visible to the end of the row's only trajectory
 
@@ -175,7 +176,7 @@ def keys(seed_Bx4: jax.Array) -> jax.Array:
     """
 
     def key(seed_4: jax.Array) -> jax.Array:
-        out = jax.random.key(seed_4[0])
+        out = jax.random.key(seed_4[0], impl=UNROLLED)
         for number in seed_4[1:]:
             out = jax.random.fold_in(out, number)
         return out
