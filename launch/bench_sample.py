@@ -25,6 +25,7 @@ from process_gen.sampling.painter import Painter
 from process_gen.sampling.programs import Programs
 from process_gen.sampling.studio import Usage, bucket
 from process_gen.strokes import prompts as strokes_prompts
+from process_gen.strokes import scene as strokes_scene
 
 CONTEXT, PROMPT, WRITTEN = 128, 32, 32
 BATCHES = (1, 4, 16, 64)
@@ -185,6 +186,15 @@ def mixed_prompts(count: int, seed: int = 0) -> list[str]:
     return mixed[:count]
 
 
+def crowded_prompts(count: int, seed: int = 0) -> list[str]:
+    """Prompts of six objects, more than any that was learned from: their trajectories are long."""
+    rng = np.random.default_rng(seed)
+    objects = [
+        f"a {color} {shape}" for color in strokes_scene.COLORS for shape in strokes_scene.SHAPES
+    ]
+    return [" and ".join(rng.choice(objects, 6, replace=False)) for _ in range(count)]
+
+
 def serve(painter: Painter, prompts: Sequence[str], mode: str, **settings: Any) -> dict[str, Any]:
     """Paints a queue of prompts: what was compiled on the way, and how full the batches were."""
     usage, lengths = Usage(), []
@@ -245,10 +255,10 @@ def trajectory_growth(painter: Painter, rounds: int, most: int = 12) -> list[dic
 
 
 def one_shot_ratio(painter: Painter, rounds: int, steps: int = 50) -> dict[str, Any]:
-    """Process paintings of 1, 2 and 3 pictures beside one-shot pictures, in the same rounds.
+    """Process paintings of 1 to 5 pictures beside one-shot pictures, in the same rounds.
 
     Both as the painter's settings say, one-shot with `steps` steps besides. A batch of prompts
-    each: in process mode such that end in so many pictures.
+    each: in process mode such that end in so many pictures, be they what was asked for or not.
 
     Returns:
       Times; by number of pictures, `whole`, the ratio of whole paintings to one-shot ones, and
@@ -257,7 +267,7 @@ def one_shot_ratio(painter: Painter, rounds: int, steps: int = 50) -> dict[str, 
     """
     sampler: SamplerConfig = painter.config.sampler
     batch, size = sampler.batch, painter._default_size()
-    words = mixed_prompts(24 * batch, seed=2)
+    words = [*mixed_prompts(24 * batch, seed=2), *crowded_prompts(24 * batch)]
     drawn: dict[int, list[str]] = {}
     for word, painted in zip(words, painter.paint(words), strict=True):
         drawn.setdefault(len(painted.images), []).append(word)

@@ -254,6 +254,11 @@ def test_mixed_prompts_hold_every_tag():
     assert len(set(words)) > 14 and len({len(w.split()) for w in words}) > 3
 
 
+def test_crowded_prompts_ask_for_six_objects():
+    words = bench_sample.crowded_prompts(21)
+    assert len(set(words)) == 21 and all(len(set(w.split(" and "))) == 6 for w in words)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("suite", ["sample", "bagel_cpu", "data", "train"])
