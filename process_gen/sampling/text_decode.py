@@ -36,10 +36,13 @@ def next_token(
         whole = jnp.asarray(top_p) >= 1
         allowed_BxW = jax.lax.cond(whole, lambda sharp: sharp, nucleus, sharp_BxW)
         noise_BxW = jax.vmap(lambda key: jax.random.gumbel(key, logits_BxW.shape[1:]))(keys_B)
-        return jnp.argmax(allowed_BxW + noise_BxW, -1)
+        return _likeliest(allowed_BxW + noise_BxW)
 
-    def greedy(logits_BxW: jax.Array) -> jax.Array:
-        return jnp.argmax(logits_BxW, -1)
+    return jax.lax.cond(jnp.asarray(temperature) > 0, sampled, _likeliest, logits_BxW)
 
-    chosen_B = jax.lax.cond(jnp.asarray(temperature) > 0, sampled, greedy, logits_BxW)
-    return chosen_B.astype(jnp.int32)
+
+def _likeliest(x_BxW: jax.Array) -> jax.Array:
+    """``jnp.argmax`` as two passes that are made of vectors; XLA's own goes number by number."""
+    place_BxW = jax.lax.broadcasted_iota(jnp.int32, x_BxW.shape, 1)
+    last = x_BxW.shape[1] - 1  # of what has no largest, which is nothing but NaN
+    return jnp.min(jnp.where(x_BxW == jnp.max(x_BxW, -1, keepdims=True), place_BxW, last), -1)

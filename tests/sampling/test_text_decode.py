@@ -21,6 +21,13 @@ def test_greedy_takes_the_likeliest():
     assert sample(20, temperature=0.0).tolist() == [1, 0, 0, 0]
 
 
+def test_the_first_of_equals_is_taken_and_nothing_outside_the_table():
+    nan, inf = np.nan, np.inf
+    logits = jnp.array([[1.0, 3.0, 3.0], [-inf, 0.0, -inf], [-inf] * 3, [nan] * 3])
+    keys = jax.random.split(jax.random.key(0), 4)
+    np.testing.assert_array_equal(next_token(logits, keys, 0.0, 1.0), [1, 1, 0, 2])
+
+
 def test_frequencies_follow_the_probabilities():
     np.testing.assert_allclose(sample(), PROBABILITY, atol=0.03)
 
