@@ -130,10 +130,32 @@ def make_notes(model: ModelConfig, rows: int, turns: int) -> Cache:
     return Cache(*make_pool(model, rows, turns), never, jnp.full_like(never, PAD_ORDER))
 
 
-def note(
-    notes: Cache, turn: jax.Array, k_LxBx1xKxDh: jax.Array, v: jax.Array, order_B: jax.Array
-) -> Cache:
-    """Adds a turn's tokens; a row of order -1 has none."""
+class Newest(NamedTuple):
+    """Tokens of a loop's last turn, one a row, which its notes do not hold yet.
+
+    Attributes:
+      k_LxBx1xKxDh, v_LxBx1xKxDh: their keys and values.
+      order_B: int32; a row of order -1 has none.
+    """
+
+    k_LxBx1xKxDh: jax.Array
+    v_LxBx1xKxDh: jax.Array
+    order_B: jax.Array
+
+
+def nothing_new(model: ModelConfig, rows: int) -> Newest:
+    """What a loop's first turn finds."""
+    shape = (model.num_layers, rows, 1, model.num_kv_heads, model.head_dim)
+    return Newest(*jnp.zeros((2, *shape), model.dtype), jnp.full(rows, PAD_ORDER, jnp.int32))
+
+
+def note(notes: Cache, turn: jax.Array, newest: Newest) -> Cache:
+    """Adds the tokens of a turn.
+
+    A turn that begins by noting those of the one before, and reads the notes after that, changes
+    them in place. One that ends by noting its own has some copied: the compiler does not know that
+    all were read before.
+    """
 
     def layers(x: jax.Array) -> Any:
         x = x[:, :, 0]
@@ -143,10 +165,11 @@ def note(
         new = jnp.expand_dims(new, axis)
         return jax.lax.dynamic_update_slice_in_dim(old, new, turn, old.ndim + axis)
 
+    k_LxBx1xKxDh, v_LxBx1xKxDh, order_B = newest
     used_B = order_B >= 0
     return Cache(
         tuple(put(old, new, -1) for old, new in zip(notes.k, layers(k_LxBx1xKxDh), strict=True)),
-        tuple(put(old, new, -2) for old, new in zip(notes.v, layers(v), strict=True)),
+        tuple(put(old, new, -2) for old, new in zip(notes.v, layers(v_LxBx1xKxDh), strict=True)),
         put(notes.visible_from_BxC, jnp.where(used_B, order_B, NEVER), -1),
         put(notes.visible_to_BxC, jnp.where(used_B, FOREVER, PAD_ORDER), -1),
     )

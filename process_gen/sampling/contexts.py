@@ -30,7 +30,7 @@ from process_gen.models.functional import ModelFns
 from process_gen.models.transformer import Cache
 from process_gen.models.unified import Streams
 from process_gen.sampling import cache as caches
-from process_gen.sampling.cache import FOREVER, Pool, Weights
+from process_gen.sampling.cache import FOREVER, Newest, Pool, Weights
 from process_gen.sampling.text_decode import next_token
 
 MAIN, TEXT_DROPPED, IMAGE_DROPPED = range(3)
@@ -326,32 +326,33 @@ class ContextPrograms:
         context = _read(pool, at)
 
         def body(carry: tuple) -> tuple:
-            i, notes, token_1, tokens_M, _ = carry
+            i, notes, newest, token_1, tokens_M, _ = carry
+            notes = caches.note(notes, i - 1, newest)
             here = At(*at[:2], at.order_R + i, at.position_R + i, *at[4:])
             one = Segment(token_1, *_ONE, *self.text([0])[3:])
             streams, place = self._streams(here.order_R, here.position_R, one, 0.0)
             out = self.fns.forward(weights.model, streams, [*context, notes])
-            k, v = out.k_LxBxSxKxDh, out.v_LxBxSxKxDh
-            notes = caches.note(notes, i, k, v, place.order[:, 0])
+            newest = Newest(out.k_LxBxSxKxDh, out.v_LxBxSxKxDh, place.order[:, 0])
             logits_1xW = self.fns.logits(weights.model, out.hidden_BxTxD[:, 0])
             legal_1xW = jnp.where(forbidden_W[None], -jnp.inf, logits_1xW)
             keys_1 = jax.vmap(jax.random.fold_in, (0, None))(key_1, i)
             following_1 = next_token(legal_1xW, keys_1, temperature, top_p)
             done = (following_1[0] == ids.eos) | (following_1[0] == ids.bos)
             tokens_M = tokens_M.at[i].set(following_1[0])
-            return i + 1, notes, following_1, tokens_M, done
+            return i + 1, notes, newest, following_1, tokens_M, done
 
         def unfinished(carry: tuple) -> jax.Array:
-            return (carry[0] < longest) & ~carry[4]
+            return (carry[0] < longest) & ~carry[-1]
 
         start = (
             jnp.int32(0),
             caches.make_notes(self.config.model, 1, longest),
+            caches.nothing_new(self.config.model, 1),
             jnp.full(1, ids.bos, jnp.int32),
             jnp.zeros(longest, jnp.int32),
             jnp.bool_(False),
         )
-        i, _, _, tokens_M, done = jax.lax.while_loop(unfinished, body, start)
+        i, *_, tokens_M, done = jax.lax.while_loop(unfinished, body, start)
         # What followed the last token that may be fed is thrown away, as is a closing token.
         return tokens_M, i - 1, ~done
 

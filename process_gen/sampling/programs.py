@@ -27,7 +27,7 @@ from process_gen.models.functional import ModelFns
 from process_gen.models.transformer import Cache
 from process_gen.models.unified import Streams
 from process_gen.sampling import cache as caches
-from process_gen.sampling.cache import FOREVER, Pool, Weights, empty_part, keys
+from process_gen.sampling.cache import FOREVER, Newest, Pool, Weights, empty_part, keys
 from process_gen.sampling.calls import Begun, Course, Rows, Written
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.text_decode import next_token
@@ -184,7 +184,8 @@ class Programs:
         context = _read(pool, rows)
 
         def body(carry: tuple) -> tuple:
-            i, notes, running_B, written = carry
+            i, notes, newest, running_B, written = carry
+            notes = caches.note(notes, i - 1, newest)
             token_B = written.token_B
             order_B = jnp.where(running_B, rows.order_B + i, PAD_ORDER)
             place = Place(
@@ -195,7 +196,7 @@ class Programs:
             )
             streams = self._text_streams(token_B[:, None], place)
             out = self.fns.forward(weights.model, streams, [*context, notes])
-            notes = caches.note(notes, i, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh, order_B)
+            newest = Newest(out.k_LxBxSxKxDh, out.v_LxBxSxKxDh, order_B)
             logits_BxW = self.fns.logits(weights.model, out.hidden_BxTxD[:, 0])
             closing_B = running_B & (token_B == ids.eos)
             legal_BxW = jnp.where(forbidden_W, -jnp.inf, logits_BxW)
@@ -215,10 +216,10 @@ class Programs:
                 decisions_Bx3=jnp.where(closing_B[:, None], decisions_Bx3, written.decisions_Bx3),
                 turns=i + 1,
             )
-            return i + 1, notes, running_B & ~closing_B, written
+            return i + 1, notes, newest, running_B & ~closing_B, written
 
         def unfinished(carry: tuple) -> jax.Array:
-            i, _, running_B, written = carry
+            i, *_, running_B, written = carry
             patient = jnp.sum(written.closed_B) < begun.patience
             return (i < longest) & patient & jnp.any(running_B)
 
@@ -232,8 +233,10 @@ class Programs:
             turns=jnp.int32(0),
         )
         notes = caches.make_notes(self.config.model, batch, longest)
-        start = (jnp.int32(0), notes, jnp.asarray(rows.active_B), nothing)
-        _, notes, _, written = jax.lax.while_loop(unfinished, body, start)
+        newest = caches.nothing_new(self.config.model, batch)
+        start = (jnp.int32(0), notes, newest, jnp.asarray(rows.active_B), nothing)
+        turns, notes, newest, _, written = jax.lax.while_loop(unfinished, body, start)
+        notes = caches.note(notes, turns - 1, newest)
         turn_1xM = jnp.arange(longest)[None]
         slot_BxM = rows.length_B[:, None] + turn_1xM
         slot_BxM = jnp.where(turn_1xM < written.count_B[:, None], slot_BxM, _OUTSIDE)

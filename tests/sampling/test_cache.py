@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from process_gen.core import flow_matching as flow
+from process_gen.core.batch import Place
 from process_gen.core.configs import from_mapping
 from process_gen.data.tokenizer import load_tokenizer, token_ids
 from process_gen.kernels.interval_attention import KeyBlock, interval_attention
@@ -88,6 +89,45 @@ def test_no_step_of_writing_copies_a_cache():
     assert memory.temp_size_in_bytes < 1.5 * 4 * LAYERS * 2 * KEYS
 
 
+def copied_notes(text: str) -> list[str]:
+    return [x for x in copied(text, 1) if re.search(r"= f32\[2,2,(32,8|8,32)\]\S* copy\(", x)]
+
+
+def test_no_step_of_writing_copies_its_notes():
+    programs = programs_of({**MODEL, "layers": "unroll"})
+    begun = Begun(np.zeros(BATCH, np.int32), np.zeros(BATCH, np.int32), np.int32(1))
+    lowered = Programs.write_text.lower(programs, *shapes(programs), rows(), begun)
+    assert copied_notes(lowered.compile(compiler_options=AS_USERS).as_text()) == []
+
+
+@pytest.mark.parametrize("at_its_end", [False, True])
+def test_a_turn_that_ends_by_noting_its_own_tokens_has_notes_copied(at_its_end):
+    programs = programs_of({**MODEL, "layers": "unroll"})
+    model, weights = programs.config.model, shapes(programs)[0]
+
+    def run(params, token_B):
+        def turn(i, carry):
+            notes, newest, token_B = carry
+            if not at_its_end:
+                notes = cache.note(notes, i - 1, newest)
+            order_B = jnp.full(BATCH, i)
+            place = Place(*[order_B[:, None]] * 4)
+            streams = programs._text_streams(token_B[:, None], place)
+            out = programs.fns.forward(params, streams, [notes])
+            newest = cache.Newest(out.k_LxBxSxKxDh, out.v_LxBxSxKxDh, order_B)
+            if at_its_end:
+                notes = cache.note(notes, i, newest)
+            logits = programs.fns.logits(params, out.hidden_BxTxD[:, 0])
+            return notes, newest, jnp.argmax(logits, -1).astype(jnp.int32)
+
+        start = cache.make_notes(model, BATCH, 8), cache.nothing_new(model, BATCH), token_B
+        return jax.lax.fori_loop(0, 8, turn, start)
+
+    lowered = jax.jit(run).lower(weights.model, jax.ShapeDtypeStruct((BATCH,), jnp.int32))
+    text = lowered.compile(compiler_options=AS_USERS).as_text()
+    assert bool(copied_notes(text)) == at_its_end
+
+
 def test_no_step_of_painting_copies_a_cache():
     programs = programs_of(MODEL)
     at = course([flow.time_grid(4, 1.0)], BATCH, 2.0)
@@ -159,7 +199,8 @@ def test_notes_of_a_loop_are_kept(layers):
     for turn in range(3):
         order = np.array([turn, turn if turn < 2 else -1], np.int32)
         one = slice(turn, turn + 1)
-        notes = cache.note(notes, jnp.int32(turn), k[:, :, one], v[:, :, one], order)
+        newest = cache.Newest(k[:, :, one], v[:, :, one], order)
+        notes = cache.note(notes, jnp.int32(turn), newest)
     seen = notes.visible_from_BxC <= notes.visible_to_BxC
     np.testing.assert_array_equal(seen, [[True] * 3, [True, True, False]])
     index, slot = np.array([0, 1], np.int32), np.array([[0, 1, 2], [0, 1, 99]], np.int32)
