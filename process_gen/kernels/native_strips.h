@@ -76,10 +76,13 @@ void in_blocks(ffi::ThreadPool& pool, const std::vector<int>& groups, double pro
       continue;
     }
     const int blocks = threads * ((rows + threads * kMost - 1) / (threads * kMost));
-    const int block = (rows + blocks - 1) / blocks;
+    const int tiles = ((rows + blocks - 1) / blocks + kTall - 1) / kTall, block = tiles * kTall;
     for (int m = 0; m < rows; m += block) all.push_back({i, m, std::min(block, rows - m)});
   }
   if (all.empty()) return;
+  // Small ones last: a thread that is late leaves them to the others.
+  const auto larger = [](const Block& a, const Block& b) { return a.used > b.used; };
+  std::stable_sort(all.begin(), all.end(), larger);
   deal(pool, all.size(), 1e-3 * nanoseconds(products), [&](int i) {
     half(all[i].group, all[i].first, all[i].used, Alone());
   });
