@@ -72,17 +72,15 @@ struct Sizes {
   }
 };
 
-// Rows, each sorted by the first that wants it, and what the calling thread keeps for them.
+// Rows, each sorted by the first that wants it.
 class Rows {
  public:
   // `slots` keys of a cache and so many own ones of each row are seen at most.
   Rows(const Sizes& n, const Ints& order, const Ints& from, const Ints& to,
        const int32_t* cached_from, const int32_t* cached_to, int slots)
       : n_(n), orders_(order.typed_data()), from_(from.typed_data()), to_(to.typed_data()),
-        cached_from_(cached_from), cached_to_(cached_to), slots_(slots), rows_(kept()),
-        once_(new std::once_flag[n.rows]) {
-    if (int(rows_.size()) < n.rows) rows_.resize(n.rows);
-  }
+        cached_from_(cached_from), cached_to_(cached_to), slots_(slots), rows_(n.rows),
+        once_(new std::once_flag[n.rows]) {}
 
   const Row& at(int r) {
     std::call_once(once_[r], [&] {
@@ -99,15 +97,10 @@ class Rows {
   }
 
  private:
-  static std::vector<Row>& kept() {
-    static thread_local std::vector<Row> rows;
-    return rows;
-  }
-
   const Sizes& n_;
   const int32_t *orders_, *from_, *to_, *cached_from_, *cached_to_;
   const int slots_;
-  std::vector<Row>& rows_;
+  std::vector<Row> rows_;
   std::unique_ptr<std::once_flag[]> once_;
 };
 

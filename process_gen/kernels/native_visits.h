@@ -90,8 +90,7 @@ class Intervals {
   std::vector<Strip> strips_;
 };
 
-// The tokens of one row, sorted; keys are filled up to whole blocks with what nobody sees. One that
-// is sorted again has the room already.
+// The tokens of one row, sorted; keys are filled up to whole blocks with what nobody sees.
 struct Row {
   std::vector<int> query, key;  // where they lie
   std::vector<int32_t> order;   // of queries, each for all heads of a group
