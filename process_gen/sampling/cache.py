@@ -146,7 +146,8 @@ class Newest(NamedTuple):
 def nothing_new(model: ModelConfig, rows: int) -> Newest:
     """What a loop's first turn finds."""
     shape = (model.num_layers, rows, 1, model.num_kv_heads, model.head_dim)
-    return Newest(*jnp.zeros((2, *shape), model.dtype), jnp.full(rows, PAD_ORDER, jnp.int32))
+    none = jnp.zeros(shape, model.dtype)
+    return Newest(none, none, jnp.full(rows, PAD_ORDER, jnp.int32))
 
 
 def note(notes: Cache, turn: jax.Array, newest: Newest) -> Cache:

@@ -41,7 +41,7 @@ def _seed(seed: jax.Array) -> jax.Array:
     return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
 
 
-def _fold_in(key_2: jax.Array, data: jax.Array) -> jax.Array:
+def _fold_in(key_2: jax.Array, data: jax.Array | int) -> jax.Array:
     return jnp.stack(_hash(key_2, np.uint32(0), jnp.uint32(data)))
 
 
