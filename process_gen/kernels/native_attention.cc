@@ -85,10 +85,10 @@ class Rows {
   const Row& at(int r) {
     std::call_once(once_[r], [&] {
       const size_t c = size_t(r) * slots_, q = size_t(r) * n_.queries, k = size_t(r) * n_.keys;
-      rows_[r].sort(orders_ + q, n_.queries, n_.group, from_ + k, to_ + k, n_.keys,
-                    cached_from_ + c, cached_to_ + c, slots_);
+      const Intervals cache(cached_from_ + c, cached_to_ + c, slots_);
+      rows_[r].reset(new Row(orders_ + q, n_.queries, n_.group, from_ + k, to_ + k, n_.keys, cache));
     });
-    return rows_[r];
+    return *rows_[r];
   }
 
   // One core's, about, were half of the keys seen.
@@ -100,7 +100,7 @@ class Rows {
   const Sizes& n_;
   const int32_t *orders_, *from_, *to_, *cached_from_, *cached_to_;
   const int slots_;
-  std::vector<Row> rows_;
+  std::vector<std::unique_ptr<Row>> rows_;
   std::unique_ptr<std::once_flag[]> once_;
 };
 

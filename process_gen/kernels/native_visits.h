@@ -38,9 +38,8 @@ inline IntVec may_attend(int32_t order, const int32_t* from, const int32_t* to) 
 // The intervals of keys, whole strips of them.
 class Intervals {
  public:
-  void read(const int32_t* from, const int32_t* to, int keys) {
-    from_ = from, to_ = to;
-    strips_.clear();
+  Intervals(const int32_t* from, const int32_t* to, int keys) : from_(from), to_(to) {
+    strips_.reserve(keys / kStrip);
     for (int j = 0; j < keys; j += kStrip) {
       const auto [opens, opened] = ends(from + j);
       const auto [closed, closes] = ends(to + j);
@@ -49,8 +48,9 @@ class Intervals {
   }
 
   // Visits of queries with these orders, which ascend.
-  void visit(const int32_t* order, int queries, std::vector<Visit>& found) const {
-    found.clear();
+  std::vector<Visit> visits(const int32_t* order, int queries) const {
+    std::vector<Visit> found;
+    found.reserve(strips_.size());
     for (int j = 0; j < int(strips_.size()) * kStrip; j += kStrip) {
       const Strip& strip = strips_[j / kStrip];
       int first = std::lower_bound(order, order + queries, strip.opens) - order;
@@ -65,6 +65,7 @@ class Intervals {
       found.back().keys += kStrip;
       found.back().masked |= masked;
     }
+    return found;
   }
 
  private:
@@ -86,7 +87,7 @@ class Intervals {
     return folded(seen, [](IntVec x, IntVec y) { return x | y; });
   }
 
-  const int32_t *from_ = nullptr, *to_ = nullptr;
+  const int32_t *from_, *to_;
   std::vector<Strip> strips_;
 };
 
@@ -97,38 +98,32 @@ struct Row {
   std::vector<int32_t> from, to;
   std::vector<std::vector<Visit>> own, cached;  // of each block of queries
 
-  void sort(const int32_t* orders, int queries, int group, const int32_t* froms, const int32_t* tos,
-            int keys, const int32_t* cached_from, const int32_t* cached_to, int slots) {
-    sorted(orders, queries, query);
-    sorted(froms, keys, key);
-    order.clear();
-    for (int i : query) order.insert(order.end(), group, orders[i]);
+  Row(const int32_t* orders, int queries, int group, const int32_t* froms, const int32_t* tos,
+      int keys, const Intervals& cache)
+      : query(sorted(orders, queries)), key(sorted(froms, keys)) {
     const int whole = (keys + kKeys - 1) / kKeys * kKeys;
     from.assign(whole, INT32_MAX);
     to.assign(whole, -1);
+    order.reserve(queries * group);
+    for (int i : query) order.insert(order.end(), group, orders[i]);
     for (int j = 0; j < keys; j++) from[j] = froms[key[j]], to[j] = tos[key[j]];
-    own_.read(from.data(), to.data(), whole);
-    cached_.read(cached_from, cached_to, slots);
-    const int blocks = (queries * group + kQueries - 1) / kQueries;
-    own.resize(blocks);
-    cached.resize(blocks);
-    for (int b = 0, i = 0; b < blocks; b++, i += kQueries) {
+    const Intervals intervals(from.data(), to.data(), whole);
+    for (int i = 0; i < queries * group; i += kQueries) {
       const int used = std::min(kQueries, queries * group - i);
-      own_.visit(&order[i], used, own[b]);
-      cached_.visit(&order[i], used, cached[b]);
+      own.push_back(intervals.visits(&order[i], used));
+      cached.push_back(cache.visits(&order[i], used));
     }
   }
 
  private:
-  static void sorted(const int32_t* by, int count, std::vector<int>& found) {
-    found.resize(count);
+  static std::vector<int> sorted(const int32_t* by, int count) {
+    std::vector<int> found(count);
     std::iota(found.begin(), found.end(), 0);
     if (!std::is_sorted(by, by + count)) {
       std::stable_sort(found.begin(), found.end(), [&](int a, int b) { return by[a] < by[b]; });
     }
+    return found;
   }
-
-  Intervals own_, cached_;
 };
 
 }  // namespace process_gen
