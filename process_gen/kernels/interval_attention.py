@@ -19,7 +19,8 @@ Grouped query heads are supported. A query that sees no key returns 0 and has ze
 * `auto` is `pallas` on TPUs, `triton` on GPUs, and on CPUs `native`, or `rows` where that
   cannot be compiled.
 
-Fewer than 16 queries over a cache, such as a text that is being written, go to `dense`.
+Fewer than 16 queries over a cache, such as a text that is being written, go to `dense`, but for
+`native` over caches in float32.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from process_gen.kernels.by_row import by_row
 from process_gen.kernels.chunked import chunked
 from process_gen.kernels.dense import MIN_QUERIES, dense
 from process_gen.kernels.key_block import Attention, CachedKeys, KeyBlock, PooledKeys
-from process_gen.kernels.native import native
+from process_gen.kernels.native import all_lie_well, native
 from process_gen.kernels.native_library import available
 from process_gen.kernels.per_shard import per_shard
 from process_gen.sharding import rules
@@ -94,20 +95,22 @@ def interval_attention(
       q_BxSxHxDh: queries, normed and rotated, not yet scaled by 1/sqrt(Dh).
       order_BxS: int32 orders of the queries.
       blocks: keys and values; their number of heads divides H. Only `dense` and `native` read
-        `CachedKeys` as they lie; `rows`, and any for few queries, are `dense` then. `native` alone
-        reads `PooledKeys` so.
+        `CachedKeys` as they lie; `rows`, and others for few queries, are `dense` then. `native`
+        alone reads `PooledKeys` so.
       implementation: a key of `IMPLEMENTATIONS`.
 
     Returns:
       ``[B, S, H, Dh]`` in the type of `q`; 0 for a query that sees nothing.
     """
     implementation = chosen(implementation)
-    by_dense = implementation == "rows" or q_BxSxHxDh.shape[1] < MIN_QUERIES
-    if not reads_pools(implementation, q_BxSxHxDh.shape[1]):
+    caches = [block for block in blocks if not isinstance(block, KeyBlock)]
+    few = q_BxSxHxDh.shape[1] < MIN_QUERIES and not (
+        implementation == "native" and all_lie_well(caches)
+    )
+    if caches and (few or implementation == "rows"):
+        implementation = "dense"
+    if implementation != "native" or rules.mesh_in_force() is not None:
         blocks = [block.taken() if isinstance(block, PooledKeys) else block for block in blocks]
-    cached = any(isinstance(block, CachedKeys) for block in blocks)
-    if implementation == "dense" or (cached and by_dense):
-        return dense(q_BxSxHxDh, order_BxS, blocks)
-    if implementation != "native":
+    if implementation not in ("dense", "native"):
         blocks = [block.block() if isinstance(block, CachedKeys) else block for block in blocks]
     return IMPLEMENTATIONS[implementation](q_BxSxHxDh, order_BxS, blocks)

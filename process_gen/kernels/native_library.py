@@ -28,6 +28,7 @@ _LOG = logging.getLogger(__name__)
 # What each file defines.
 SOURCES = {
     "native_attention.cc": ("interval_attention_forward", "interval_attention_backward"),
+    "native_few.cc": ("few_queries_forward",),
     "native_layer.cc": ("layer_before", "layer_after"),
     "native_norm.cc": ("norm_forward", "norm_backward"),
     "native_products.cc": (
