@@ -34,7 +34,7 @@ from process_gen.kernels.by_row import by_row
 from process_gen.kernels.chunked import chunked
 from process_gen.kernels.dense import MIN_QUERIES, dense
 from process_gen.kernels.key_block import Attention, CachedKeys, KeyBlock, PooledKeys
-from process_gen.kernels.native import all_lie_well, native
+from process_gen.kernels.native import lies_well, native
 from process_gen.kernels.native_library import available
 from process_gen.kernels.per_shard import per_shard
 from process_gen.sharding import rules
@@ -61,10 +61,17 @@ def chosen(implementation: str) -> str:
     return {"tpu": "pallas", "gpu": "triton"}.get(platform, "chunked")
 
 
-def reads_pools(implementation: str, queries: int) -> bool:
-    """Whether so many queries read `PooledKeys` where they lie, and do not copy them first."""
+def reads_pools(implementation: str, queries: int, keys: jax.Array, slots: int) -> bool:
+    """Whether so many queries read `PooledKeys` where they lie, and do not copy them first.
+
+    Args:
+      implementation: of `interval_attention`.
+      queries: of a row.
+      keys: of the pool, ``[..., Dh, C]``.
+      slots: of each row that are seen.
+    """
     native_alone = chosen(implementation) == "native" and rules.mesh_in_force() is None
-    return native_alone and queries >= MIN_QUERIES
+    return native_alone and (queries >= MIN_QUERIES or lies_well(keys, slots))
 
 
 def _auto(q_BxSxHxDh: jax.Array, order_BxS: jax.Array, blocks: Sequence[KeyBlock]) -> jax.Array:
@@ -104,9 +111,9 @@ def interval_attention(
     """
     implementation = chosen(implementation)
     caches = [block for block in blocks if not isinstance(block, KeyBlock)]
-    few = q_BxSxHxDh.shape[1] < MIN_QUERIES and not (
-        implementation == "native" and all_lie_well(caches)
-    )
+    few = q_BxSxHxDh.shape[1] < MIN_QUERIES
+    if implementation == "native" and few:
+        few = not all(lies_well(cache[0], cache[-1].shape[1]) for cache in caches)
     if caches and (few or implementation == "rows"):
         implementation = "dense"
     if implementation != "native" or rules.mesh_in_force() is not None:

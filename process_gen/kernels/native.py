@@ -42,11 +42,12 @@ def native(
     """
     library()
     few = q_BxSxHxDh.shape[1] < MIN_QUERIES
+    strip = _LANES if few else _STRIP
     caches, rest = [], []
     for block in blocks:
         if isinstance(block, KeyBlock):
             rest.append(block)
-        elif _lies_well(block, _LANES if few else _STRIP) and (few or not caches):
+        elif lies_well(block[0], block[-1].shape[1], strip) and (few or not caches):
             caches.append(block if isinstance(block, PooledKeys) else _pool(block))
         else:
             rest.append((block.taken() if isinstance(block, PooledKeys) else block).block())
@@ -60,14 +61,9 @@ def native(
     return out.astype(q_BxSxHxDh.dtype)
 
 
-def all_lie_well(caches: Sequence[CachedKeys | PooledKeys]) -> bool:
-    """Whether few queries read all of them as they lie."""
-    return all(_lies_well(cache, _LANES) for cache in caches)
-
-
-def _lies_well(cache: CachedKeys | PooledKeys, strip: int) -> bool:
-    keys, seen = cache[0], cache[-1]
-    return keys.dtype == jnp.float32 and not (seen.shape[1] % strip or keys.shape[2] % _LANES)
+def lies_well(keys: jax.Array, slots: int, strip: int = _LANES) -> bool:
+    """Whether so many slots of keys ``[..., Dh, C]`` are read as they lie, by default by few."""
+    return keys.dtype == jnp.float32 and not (slots % strip or keys.shape[-2] % _LANES)
 
 
 def _pool(cache: CachedKeys) -> PooledKeys:

@@ -99,6 +99,13 @@ class Programs:
             return None
         return np.stack([rule.resized(image) for image in np.asarray(image_BxHxWx3)])
 
+    def _look(self, pool: Pool, rows: Rows, queries: int) -> list[Cache]:
+        """The caches of a call with so many queries a row, which does not write them meanwhile."""
+        seen = rows.visible_to_BxC.shape[1]
+        as_it_lies = reads_pools(self.config.model.attention, queries, pool.k[0], seen)
+        look = caches.look if as_it_lies else caches.read
+        return look(pool, rows.index_B, rows.visible_from_BxC, rows.visible_to_BxC)
+
     @staticmethod
     def _count(size: tuple[int, int], side: int) -> int:
         return (size[0] // side) * (size[1] // side)
@@ -181,7 +188,7 @@ class Programs:
         # Rows of the table beyond the vocabulary are untrained.
         forbidden_W[self.vocab_size :] = True
         keys_B = keys(rows.seed_Bx4)
-        context = _read(pool, rows)
+        context = self._look(pool, rows, 1)
 
         def body(carry: tuple) -> tuple:
             i, notes, newest, running_B, written = carry
@@ -276,8 +283,7 @@ class Programs:
         model, sampler, ids = self.config.model, self.sampler, self.ids
         batch, n = rows.index_B.shape[0], self._count(self.size, self.codec.side)
         und, patch, patch_id = empty_part(batch, model.und_features)
-        look = caches.look if reads_pools(model.attention, n + 2) else caches.read
-        context = look(pool, rows.index_B, rows.visible_from_BxC, rows.visible_to_BxC)
+        context = self._look(pool, rows, n + 2)
         every = sampler.guidance_every
         always = tuple(sampler.guidance_interval) == (0.0, 1.0) and every == 1
 
