@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +12,11 @@ from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
 from process_gen.models.transformer import Cache
+from process_gen.models.unified import Outputs
 from process_gen.sampling.threefry import UNROLLED
 
 FOREVER = NEVER - 1  # visible to the end of the row's only trajectory
+OUTSIDE = 1 << 30  # a slot that no pool has
 
 
 class Weights(NamedTuple):
@@ -119,6 +122,20 @@ def write(
             for old, new in zip(pool.v, layers(v), strict=True)
         ),
     )
+
+
+def write_read(
+    pool: Pool, index_B: jax.Array, slot_BxS: jax.Array, out: Outputs, context: Sequence[Cache]
+) -> Pool:
+    """Writes the tokens of a forward pass into the pool that it read its context from; see `write`.
+
+    All that reads the pool comes first. The compiler does not find that order by itself: it would
+    write to a copy of the whole pool.
+    """
+    if context:
+        never_Bx1 = out.hidden_BxTxD[:, -1, :1] < -jnp.inf
+        slot_BxS = jnp.where(never_Bx1, OUTSIDE, slot_BxS)
+    return write(pool, index_B, slot_BxS, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh)
 
 
 # ---- tokens of a loop, kept beside the cache that it reads, a slot a turn ------------------------

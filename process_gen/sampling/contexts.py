@@ -30,11 +30,11 @@ from process_gen.models.functional import ModelFns
 from process_gen.models.transformer import Cache
 from process_gen.models.unified import Streams
 from process_gen.sampling import cache as caches
-from process_gen.sampling.cache import FOREVER, Newest, Pool, Weights
+from process_gen.sampling.cache import FOREVER, OUTSIDE, Newest, Pool, Weights
 from process_gen.sampling.text_decode import next_token
 
 MAIN, TEXT_DROPPED, IMAGE_DROPPED = range(3)
-_OUTSIDE = 1 << 30  # a slot that no cache has
+
 _SHORTEST_TEXT, _SHORTEST_PICTURE, _SMALLEST_CACHE, _SHORTEST_READ = 16, 64, 1024, 64
 
 
@@ -60,7 +60,7 @@ class Segment(NamedTuple):
     Attributes:
       token_T: int32.
       step_S: int32 order and position of a token after those of the segment's first one.
-      slot_S: int32 slot of a token after the segment's first one; `_OUTSIDE` where padded.
+      slot_S: int32 slot of a token after the segment's first one; `OUTSIDE` where padded.
       patch_VxQ, patch_id_V: pixels in [-1, 1] of understanding patches, rows of their table.
       latent_GxP, latent_id_G: clean latents, rows of their table.
     """
@@ -126,7 +126,7 @@ class ContextPrograms:
         return Segment(
             token_T=np.pad(np.asarray(ids, np.int32), (0, room - count)),
             step_S=steps,
-            slot_S=np.where(steps < count, steps, _OUTSIDE).astype(np.int32),
+            slot_S=np.where(steps < count, steps, OUTSIDE).astype(np.int32),
             patch_VxQ=np.zeros((0, model.und_features), np.float32),
             patch_id_V=np.zeros(0, np.int32),
             latent_GxP=np.zeros((0, model.latent_features), np.float32),
@@ -146,7 +146,7 @@ class ContextPrograms:
         model = self.config.model
         body = jnp.pad(jnp.asarray(tokens, jnp.float32), ((0, room - count), (0, 0)))
         ids = np.pad(np.asarray(table_ids, np.int32), (0, room - count))
-        slots = np.full(2 + room, _OUTSIDE, np.int32)
+        slots = np.full(2 + room, OUTSIDE, np.int32)
         slots[0], slots[1], slots[2 : 2 + count] = 0, count + 1, 1 + np.arange(count)
         none = np.zeros(0, np.int32)
         return Segment(
@@ -185,7 +185,7 @@ class ContextPrograms:
     ) -> tuple[Streams, Place]:
         """A segment as it stands in each row, and the places of all its tokens."""
         rows = order_R.shape[0]
-        used_1xS = jnp.asarray(segment.slot_S)[None] < _OUTSIDE
+        used_1xS = jnp.asarray(segment.slot_S)[None] < OUTSIDE
         step_1xS = jnp.asarray(segment.step_S)[None]
         order = order_R[:, None] + step_1xS
         place = Place(
@@ -223,10 +223,10 @@ class ContextPrograms:
     ) -> tuple[Pool, jax.Array]:
         """Reads a segment into the rows; returns the pool and normed text states ``[R, T, D]``."""
         streams, _ = self._streams(at.order_R, at.position_R, segment, 0.0)
-        out = self.fns.forward(weights.model, streams, _read(pool, at))
+        context = _read(pool, at)
+        out = self.fns.forward(weights.model, streams, context)
         slot_RxS = at.length_R[:, None] + segment.slot_S[None]
-        k, v = out.k_LxBxSxKxDh, out.v_LxBxSxKxDh
-        return caches.write(pool, at.index_R, slot_RxS, k, v), out.hidden_BxTxD
+        return caches.write_read(pool, at.index_R, slot_RxS, out, context), out.hidden_BxTxD
 
     def _velocity(
         self, weights: Weights, read: list[Cache], at: At, x_NxP: jax.Array, id_N: Any, t: Any

@@ -27,17 +27,10 @@ from process_gen.models.functional import ModelFns
 from process_gen.models.transformer import Cache
 from process_gen.models.unified import Streams
 from process_gen.sampling import cache as caches
-from process_gen.sampling.cache import FOREVER, Newest, Pool, Weights, empty_part, keys
+from process_gen.sampling.cache import FOREVER, OUTSIDE, Newest, Pool, Weights, empty_part, keys
 from process_gen.sampling.calls import Begun, Course, Rows, Written
 from process_gen.sampling.painting import DECISIONS
 from process_gen.sampling.text_decode import next_token
-
-
-def _read(pool: Pool, rows: Rows) -> list[Cache]:
-    return caches.read(pool, rows.index_B, rows.visible_from_BxC, rows.visible_to_BxC)
-
-
-_OUTSIDE = 1 << 30  # a slot that no cache has
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -100,7 +93,7 @@ class Programs:
         return np.stack([rule.resized(image) for image in np.asarray(image_BxHxWx3)])
 
     def _look(self, pool: Pool, rows: Rows, queries: int) -> list[Cache]:
-        """The caches of a call with so many queries a row, which does not write them meanwhile."""
+        """The caches of a call with so many queries a row, which writes them afterwards or not."""
         seen = rows.visible_to_BxC.shape[1]
         as_it_lies = reads_pools(self.config.model.attention, queries, pool.k[0], seen)
         look = caches.look if as_it_lies else caches.read
@@ -158,9 +151,10 @@ class Programs:
             position=rows.position_B[:, None] + step_T,
         )
         streams = self._text_streams(token_BxT, place)
-        out = self.fns.forward(weights.model, streams, _read(pool, rows))
-        slot_BxT = jnp.where(used_BxT, rows.length_B[:, None] + step_T, _OUTSIDE)
-        pool = caches.write(pool, rows.index_B, slot_BxT, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh)
+        context = self._look(pool, rows, token_BxT.shape[1])
+        out = self.fns.forward(weights.model, streams, context)
+        slot_BxT = jnp.where(used_BxT, rows.length_B[:, None] + step_T, OUTSIDE)
+        pool = caches.write_read(pool, rows.index_B, slot_BxT, out, context)
         last_B = jnp.maximum(count_B - 1, 0)
         hidden_BxD = jnp.take_along_axis(out.hidden_BxTxD, last_B[:, None, None], 1)[:, 0]
         return pool, self._decisions(self.fns.logits(weights.model, hidden_BxD))
@@ -246,7 +240,7 @@ class Programs:
         notes = caches.note(notes, turns - 1, newest)
         turn_1xM = jnp.arange(longest)[None]
         slot_BxM = rows.length_B[:, None] + turn_1xM
-        slot_BxM = jnp.where(turn_1xM < written.count_B[:, None], slot_BxM, _OUTSIDE)
+        slot_BxM = jnp.where(turn_1xM < written.count_B[:, None], slot_BxM, OUTSIDE)
         return caches.keep(pool, rows.index_B, slot_BxM, notes), written
 
     @functools.partial(jax.jit, static_argnums=(0, 4), static_argnames="image_guided")
@@ -439,12 +433,13 @@ class Programs:
             t_BxG=jnp.zeros(latent_id.shape),
             patch_image_BxV=jnp.zeros_like(patch_id),
         )
-        out = self.fns.forward(weights.model, streams, _read(pool, rows))
-        # The model returns text, patches, latents; a copy's tokens take neighbouring slots.
         offsets = self._copy_slots(kinds)
+        context = self._look(pool, rows, len(offsets))
+        out = self.fns.forward(weights.model, streams, context)
+        # The model returns text, patches, latents; a copy's tokens take neighbouring slots.
         slot_BxS = rows.length_B[:, None] + jnp.asarray(offsets)[None]
-        slot_BxS = jnp.where(active_Bx1, slot_BxS, _OUTSIDE)
-        pool = caches.write(pool, rows.index_B, slot_BxS, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh)
+        slot_BxS = jnp.where(active_Bx1, slot_BxS, OUTSIDE)
+        pool = caches.write_read(pool, rows.index_B, slot_BxS, out, context)
         logits = self._decisions(self.fns.logits(weights.model, out.hidden_BxTxD[:, -1]))
         return pool, logits
 

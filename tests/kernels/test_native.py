@@ -151,6 +151,83 @@ def test_rows_of_a_pool(slots, width, queries, implementation):
     assert not differences([run(q, order, [moved, new], implementation)], [out])[0] < 0.1
 
 
+def few_queries(queries, width, heads=4, kv_heads=2):
+    """Queries of different orders over a pool, a cache, and their own keys."""
+    q, order, (cache, new) = with_cache(40, width, queries, heads=heads, kv_heads=kv_heads)
+    _, _, (later, _) = with_cache(72, width, queries, heads=heads, kv_heads=kv_heads)
+    order = order + 10 * jnp.arange(queries, dtype=order.dtype)[None]
+    new = new._replace(visible_from_BxS=order, visible_to_BxS=order + 15)
+    return q, order, [in_a_pool(cache, 100), later, new], [cache, later, new]
+
+
+@pytest.mark.parametrize(
+    ("queries", "width", "heads", "kv_heads"),
+    [(1, 24, 4, 2), (1, 8, 3, 3), (3, 16, 7, 1), (15, 32, 4, 2), (2, 40, 4, 4), (1, 128, 8, 4)],
+)
+def test_few_queries_over_several_caches(queries, width, heads, kv_heads):
+    q, order, blocks, plain = few_queries(queries, width, heads, kv_heads)
+    run = jax.jit(interval_attention, static_argnums=3)
+    out = run(q, order, blocks, "native")
+    assert "few_queries_forward" in run.lower(q, order, blocks, "native").as_text()
+    assert differences([out], [dense(q, order, plain)])[0] < 1e-5
+    for without in range(3):
+        others = [block for i, block in enumerate(plain) if i != without]
+        assert differences([out], [dense(q, order, others)])[0] > 0.1
+    assert np.array_equal(run(q, order, blocks, "native"), out)
+
+
+def test_few_queries_that_see_nothing_get_zeros():
+    q, order, blocks, _ = few_queries(2, 8)
+    out = native(q, order.at[1, 0].set(PAD_ORDER), blocks)
+    assert not bool(out[1, 0].any()) and bool((out[1, 1] != 0).all())
+
+
+def test_few_queries_look_at_no_strip_that_nobody_sees():
+    q, order, (pool, cache, new), plain = few_queries(1, 8)
+    seen = np.asarray(cache.visible_from_BxC <= order) & np.asarray(order <= cache.visible_to_BxC)
+    strips = np.repeat(seen.reshape(3, -1, 8).any(-1), 8, 1)
+    assert not strips.all() and strips.any()
+    spoiled = jnp.where(strips[:, None, :, None], cache.v_BxKxCxDh, jnp.nan)
+    out = native(q, order, [pool, cache._replace(v_BxKxCxDh=spoiled), new])
+    assert differences([out], [dense(q, order, plain)])[0] < 1e-5
+    spoiled = jnp.where(strips[:, None, :, None], jnp.nan, cache.v_BxKxCxDh)
+    out = native(q, order, [pool, cache._replace(v_BxKxCxDh=spoiled), new])
+    assert bool(jnp.isnan(out).any())
+
+
+@pytest.mark.parametrize("change", ["bfloat16", "width", "slots"])
+def test_few_queries_over_what_does_not_lie_well_are_dense(change):
+    queries, width = 2, 12 if change == "width" else 8
+    q, order, (cache, new) = with_cache(36 if change == "slots" else 40, width, queries)
+    if change == "bfloat16":
+        cache = cache._replace(**{name: getattr(cache, name).astype(jnp.bfloat16)
+                                  for name in ("k_BxKxDhxC", "v_BxKxCxDh")})  # fmt: skip
+    run = jax.jit(interval_attention, static_argnums=3)
+    assert "few_queries" not in run.lower(q, order, [cache, new], "native").as_text()
+    out, expected = (run(q, order, [cache, new], name) for name in ("native", "dense"))
+    assert np.array_equal(out, expected)
+    assert differences([out], [dense(q, order, [new])])[0] > 0.1
+
+
+def test_gradients_pass_through_few_queries():
+    q, order, blocks, plain = few_queries(3, 8)
+
+    def gradients(attention, blocks):
+        def scalar(q, floats):
+            given = [b._make([*kv, *b[2:]]) for kv, b in zip(floats, blocks, strict=True)]
+            return jnp.sum(jnp.sin(attention(q, order, given)))
+
+        return jax.grad(scalar, (0, 1))(q, [block[:2] for block in blocks])
+
+    dq, ((d_k, d_v), *rest) = gradients(native, blocks)
+    expected_q, (expected_pool, *expected) = gradients(dense, plain)
+    row = blocks[0].row_B
+    found = [dq, d_k[row, ..., :40], d_v[row, :, :40], *jax.tree.leaves(rest)]
+    wanted = [expected_q, *expected_pool, *jax.tree.leaves(expected)]
+    assert max(differences(found, wanted)) < 1e-4
+    assert min(float(jnp.abs(x).max()) for x in wanted) > 0.1
+
+
 def test_gradients_pass_through_a_pool():
     q, order, (cache, new) = with_cache(64, 8)
     pool = in_a_pool(cache, 64)

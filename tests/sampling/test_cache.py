@@ -148,6 +148,48 @@ def test_painting_copies_no_row_out_of_its_pool():
     assert found["native"] == [] and found["rows"]
 
 
+def copied_pools(attention: str) -> list[str]:
+    """Of the two programs that read a pool and write what they read into it, layer by layer."""
+    calls = {
+        "prefill": (np.zeros((BATCH, 16), np.int32), np.ones(BATCH, np.int32)),
+        "read_picture": (np.zeros((BATCH, 32, 32, 3), np.uint8),),
+    }
+    programs, found = programs_of({**MODEL, "layers": "unroll", "attention": attention}), []
+    for name, args in calls.items():
+        lowered = getattr(Programs, name).lower(programs, *shapes(programs), rows(), *args)
+        text = lowered.compile(compiler_options=AS_USERS).as_text()
+        found += [name for x in copied(text, 2 * KEYS, True) if " copy(" in x]
+    return found
+
+
+@pytest.mark.parametrize("attention", ["native", "dense"])
+def test_reading_copies_no_pool(attention, monkeypatch):
+    if attention == "native" and not available():
+        pytest.skip("needs a C++ compiler")
+    assert copied_pools(attention) == []
+
+    def in_no_order(pool, index_B, slot_BxS, out, context):
+        return cache.write(pool, index_B, slot_BxS, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh)
+
+    monkeypatch.setattr(cache, "write_read", in_no_order)
+    assert set(copied_pools(attention)) == {"prefill", "read_picture"}
+
+
+@pytest.mark.skipif(not available(), reason="needs a C++ compiler")
+def test_writing_picks_no_row_out_of_its_pool():
+    """C++ reads them where they lie; any other attention has them picked out once a call."""
+    begun = Begun(np.zeros(BATCH, np.int32), np.zeros(BATCH, np.int32), np.int32(1))
+    found = {}
+    for name in ("native", "rows"):
+        programs = programs_of({**MODEL, "layers": "unroll", "attention": name})
+        lowered = Programs.write_text.lower(programs, *shapes(programs), rows(), begun)
+        text = lowered.compile(compiler_options=AS_USERS).as_text()
+        made = re.findall(r"= f32\[2,2,(?:32,1024|1024,32)\]", text)
+        found[name], pools = len(made), [x for x in copied(text, 2 * KEYS, True) if " copy(" in x]
+        assert pools == []
+    assert found["native"] == 0 and found["rows"] >= 2 * LAYERS
+
+
 def test_a_step_that_copies_one_is_noticed():
     """Keys in the layout of new tokens, which matrix products want turned round."""
     k = jnp.zeros((BATCH, SLOTS, 2, 32))
