@@ -72,21 +72,25 @@ struct Sizes {
   }
 };
 
-// Rows, each sorted by the first that wants it.
+// Rows, each sorted by the first that wants it. The calling thread keeps them: the layers of a model
+// and the steps of a painting see the same.
 class Rows {
  public:
   // `slots` keys of a cache and so many own ones of each row are seen at most.
   Rows(const Sizes& n, const Ints& order, const Ints& from, const Ints& to,
        const int32_t* cached_from, const int32_t* cached_to, int slots)
       : n_(n), orders_(order.typed_data()), from_(from.typed_data()), to_(to.typed_data()),
-        cached_from_(cached_from), cached_to_(cached_to), slots_(slots), rows_(n.rows),
-        once_(new std::once_flag[n.rows]) {}
+        cached_from_(cached_from), cached_to_(cached_to), slots_(slots), rows_(kept()),
+        once_(new std::once_flag[n.rows]) {
+    if (int(rows_.size()) < n.rows) rows_.resize(n.rows);
+  }
 
   const Row& at(int r) {
     std::call_once(once_[r], [&] {
       const size_t c = size_t(r) * slots_, q = size_t(r) * n_.queries, k = size_t(r) * n_.keys;
-      const Intervals cache(cached_from_ + c, cached_to_ + c, slots_);
-      rows_[r].reset(new Row(orders_ + q, n_.queries, n_.group, from_ + k, to_ + k, n_.keys, cache));
+      const Tokens tokens{orders_ + q,       n_.queries,       n_.group, from_ + k, to_ + k, n_.keys,
+                          cached_from_ + c, cached_to_ + c, slots_};
+      if (!rows_[r] || !rows_[r]->is_of(tokens)) rows_[r].reset(new Row(tokens));
     });
     return *rows_[r];
   }
@@ -97,10 +101,15 @@ class Rows {
   }
 
  private:
+  static std::vector<std::unique_ptr<Row>>& kept() {
+    static thread_local std::vector<std::unique_ptr<Row>> rows;
+    return rows;
+  }
+
   const Sizes& n_;
   const int32_t *orders_, *from_, *to_, *cached_from_, *cached_to_;
   const int slots_;
-  std::vector<std::unique_ptr<Row>> rows_;
+  std::vector<std::unique_ptr<Row>>& rows_;
   std::unique_ptr<std::once_flag[]> once_;
 };
 

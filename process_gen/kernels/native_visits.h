@@ -91,6 +91,26 @@ class Intervals {
   std::vector<Strip> strips_;
 };
 
+// Orders of a row's queries, and intervals of its keys and of the slots of its cache.
+struct Tokens {
+  const int32_t* order;
+  int queries, group;  // group: heads that share keys
+  const int32_t *from, *to;
+  int keys;
+  const int32_t *cached_from, *cached_to;
+  int slots;
+
+  // All that is known of them, in one line.
+  std::vector<int32_t> listed() const {
+    std::vector<int32_t> found{queries, group, keys, slots};
+    found.reserve(4 + queries + 2 * (keys + slots));
+    found.insert(found.end(), order, order + queries);
+    for (const int32_t* x : {from, to}) found.insert(found.end(), x, x + keys);
+    for (const int32_t* x : {cached_from, cached_to}) found.insert(found.end(), x, x + slots);
+    return found;
+  }
+};
+
 // The tokens of one row, sorted; keys are filled up to whole blocks with what nobody sees.
 struct Row {
   std::vector<int> query, key;  // where they lie
@@ -98,22 +118,24 @@ struct Row {
   std::vector<int32_t> from, to;
   std::vector<std::vector<Visit>> own, cached;  // of each block of queries
 
-  Row(const int32_t* orders, int queries, int group, const int32_t* froms, const int32_t* tos,
-      int keys, const Intervals& cache)
-      : query(sorted(orders, queries)), key(sorted(froms, keys)) {
-    const int whole = (keys + kKeys - 1) / kKeys * kKeys;
+  explicit Row(const Tokens& x)
+      : query(sorted(x.order, x.queries)), key(sorted(x.from, x.keys)), listed_(x.listed()) {
+    const int whole = (x.keys + kKeys - 1) / kKeys * kKeys;
     from.assign(whole, INT32_MAX);
     to.assign(whole, -1);
-    order.reserve(queries * group);
-    for (int i : query) order.insert(order.end(), group, orders[i]);
-    for (int j = 0; j < keys; j++) from[j] = froms[key[j]], to[j] = tos[key[j]];
+    order.reserve(x.queries * x.group);
+    for (int i : query) order.insert(order.end(), x.group, x.order[i]);
+    for (int j = 0; j < x.keys; j++) from[j] = x.from[key[j]], to[j] = x.to[key[j]];
     const Intervals intervals(from.data(), to.data(), whole);
-    for (int i = 0; i < queries * group; i += kQueries) {
-      const int used = std::min(kQueries, queries * group - i);
+    const Intervals cache(x.cached_from, x.cached_to, x.slots);
+    for (int i = 0; i < x.queries * x.group; i += kQueries) {
+      const int used = std::min(kQueries, x.queries * x.group - i);
       own.push_back(intervals.visits(&order[i], used));
       cached.push_back(cache.visits(&order[i], used));
     }
   }
+
+  bool is_of(const Tokens& x) const { return x.listed() == listed_; }
 
  private:
   static std::vector<int> sorted(const int32_t* by, int count) {
@@ -124,6 +146,8 @@ struct Row {
     }
     return found;
   }
+
+  std::vector<int32_t> listed_;
 };
 
 }  // namespace process_gen

@@ -151,6 +151,24 @@ def test_rows_of_a_pool(slots, width, queries, implementation):
     assert not differences([run(q, order, [moved, new], implementation)], [out])[0] < 0.1
 
 
+def test_rows_that_are_kept_are_those_of_the_call():
+    """A thread keeps sorted rows; every part of what they are made of makes others of them."""
+    q, order, (cache, new) = with_cache(64, 8)
+    others = [
+        (order.at[0, :9].set(80), (cache, new)),
+        (order, (cache._replace(visible_to_BxC=cache.visible_to_BxC - 20), new)),
+        (order, (cache._replace(visible_from_BxC=cache.visible_from_BxC + 20), new)),
+        (order, (cache, new._replace(visible_to_BxS=order.at[:, ::3].set(3)))),
+        (order, (cache, new._replace(visible_from_BxS=order.at[:, ::2].add(9)))),
+    ]
+    first = native(q, order, (cache, new))
+    for own, blocks in others:
+        out = native(q, own, blocks)
+        assert differences([out], [dense(q, own, blocks)])[0] < 1e-5
+        assert differences([out], [first])[0] > 0.01
+        assert np.array_equal(native(q, order, (cache, new)), first)
+
+
 def few_queries(queries, width, heads=4, kv_heads=2):
     """Queries of different orders over a pool, a cache, and their own keys."""
     q, order, (cache, new) = with_cache(40, width, queries, heads=heads, kv_heads=kv_heads)
