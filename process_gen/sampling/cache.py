@@ -133,12 +133,18 @@ def write_read(
     write to a copy of the whole pool.
     """
     if context:
+        # A condition that is never so, which the compiler cannot know.
         never_Bx1 = out.hidden_BxTxD[:, -1, :1] < -jnp.inf
         slot_BxS = jnp.where(never_Bx1, OUTSIDE, slot_BxS)
     return write(pool, index_B, slot_BxS, out.k_LxBxSxKxDh, out.v_LxBxSxKxDh)
 
 
 # ---- tokens of a loop, kept beside the cache that it reads, a slot a turn ------------------------
+
+
+def whole_strips(turns: int) -> int:
+    """Room for so many turns at least, as `kernels.native` reads it where it lies."""
+    return -(-turns // 8) * 8
 
 
 def make_notes(model: ModelConfig, rows: int, turns: int) -> Cache:

@@ -233,12 +233,13 @@ class Programs:
             decisions_Bx3=jnp.zeros((batch, len(DECISIONS)), jnp.float32),
             turns=jnp.int32(0),
         )
-        notes = caches.make_notes(self.config.model, batch, longest)
+        room = caches.whole_strips(longest)
+        notes = caches.make_notes(self.config.model, batch, room)
         newest = caches.nothing_new(self.config.model, batch)
         start = (jnp.int32(0), notes, newest, jnp.asarray(rows.active_B), nothing)
         turns, notes, newest, _, written = jax.lax.while_loop(unfinished, body, start)
         notes = caches.note(notes, turns - 1, newest)
-        turn_1xM = jnp.arange(longest)[None]
+        turn_1xM = jnp.arange(room)[None]
         slot_BxM = rows.length_B[:, None] + turn_1xM
         slot_BxM = jnp.where(turn_1xM < written.count_B[:, None], slot_BxM, OUTSIDE)
         return caches.keep(pool, rows.index_B, slot_BxM, notes), written

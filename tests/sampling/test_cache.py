@@ -33,8 +33,8 @@ MODEL = {
 }
 
 
-def programs_of(model):
-    sampler = {"batch": BATCH, "max_text": 8, "max_context": SLOTS}
+def programs_of(model, max_text=8):
+    sampler = {"batch": BATCH, "max_text": max_text, "max_context": SLOTS}
     config = from_mapping({"model": model, "sampler": sampler})
     ids = token_ids(TOKENIZER)
     fns = functional.build(config.model)
@@ -176,12 +176,13 @@ def test_reading_copies_no_pool(attention, monkeypatch):
 
 
 @pytest.mark.skipif(not available(), reason="needs a C++ compiler")
-def test_writing_picks_no_row_out_of_its_pool():
+@pytest.mark.parametrize("max_text", [8, 11])
+def test_writing_picks_no_row_out_of_its_pool(max_text):
     """C++ reads them where they lie; any other attention has them picked out once a call."""
     begun = Begun(np.zeros(BATCH, np.int32), np.zeros(BATCH, np.int32), np.int32(1))
     found = {}
     for name in ("native", "rows"):
-        programs = programs_of({**MODEL, "layers": "unroll", "attention": name})
+        programs = programs_of({**MODEL, "layers": "unroll", "attention": name}, max_text)
         lowered = Programs.write_text.lower(programs, *shapes(programs), rows(), begun)
         text = lowered.compile(compiler_options=AS_USERS).as_text()
         made = re.findall(r"= f32\[2,2,(?:32,1024|1024,32)\]", text)
