@@ -230,10 +230,17 @@ def test_peak_memory_is_in_megabytes(monkeypatch):
 def test_the_rounds_of_data_are_those_that_ran(monkeypatch, capsys, asked, ran):
     pulled = []
 
+    planned = []
+
     class Batches:
+        epoch = 0
+
         def __next__(self):
             pulled.append(1)
             return SimpleNamespace(token_BxT=[0])
+
+        def plan(self, epoch):
+            planned.append((epoch, len(pulled)))
 
         def close(self):
             pass
@@ -247,6 +254,8 @@ def test_the_rounds_of_data_are_those_that_ran(monkeypatch, capsys, asked, ran):
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["rounds"] == found["ahead"]["rounds"] == ran
     assert len(pulled) == 2 * (1 + ran)  # ahead and one at a time, a first batch each
+    # The next epoch is planned before a batch is timed, not beside it.
+    assert planned == [(1, 1), (1, 1 + ran + 1)]
 
 
 def test_mixed_prompts_hold_every_tag():
