@@ -28,6 +28,7 @@ from process_gen.strokes import prompts as strokes_prompts
 from process_gen.strokes import scene as strokes_scene
 
 CONTEXT, PROMPT, WRITTEN = 128, 32, 32
+LONGER = 4  # times the steps, of a call that is timed beside one of a painting
 BATCHES = (1, 4, 16, 64)
 
 
@@ -150,12 +151,18 @@ def measure_pieces(
     size: tuple[int, int],
     batches: Sequence[int] = BATCHES,
 ) -> list:
-    """A row of numbers for each batch size."""
+    """A row of numbers for each batch size.
+
+    `step_of_peak` is of a step alone: what a call of `LONGER` times the steps takes longer.
+    """
     steps = painter.config.sampler.denoise_steps
     found = []
     sampler = painter.config.sampler
     bound = {b: painter._bound(dataclasses.replace(sampler, batch=b), size) for b in batches}
     groups = {b: pieces(programs, painter, b, steps) for b, programs in bound.items()}
+    for batch, programs in bound.items():
+        more = pieces(programs, painter, batch, LONGER * steps)
+        groups[batch] |= {f"longer {name}": more[name] for name in ("denoise", "guided")}
     compile_all(list(groups.values()))
     for batch, calls in groups.items():
         programs = bound[batch]
@@ -164,12 +171,18 @@ def measure_pieces(
         needed = _piece_flops(programs, batch, steps, turns)
         times = bench_timing.interleaved(calls, rounds)
         passes = {"denoise": steps, "guided": steps, "decode": turns["decode"]}
+        alone: dict[str, dict[str, float]] = {}
+        for name in ("denoise", "guided"):
+            longer = times.pop(f"longer {name}").median - times[name].median
+            share = needed[name] * (LONGER - 1) / longer / best
+            alone[name] = {"step_of_peak": round(share, 4)}
         found.append({
             "batch": batch,
             **{
                 name: t.summary(
                     ms_a_pass=round(1e3 * t.median / passes.get(name, 1), 4),
                     of_peak=round(needed[name] / t.median / best, 4),
+                    **alone.get(name, {}),
                 )
                 for name, t in times.items()
             },
