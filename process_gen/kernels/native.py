@@ -19,7 +19,8 @@ from process_gen.kernels.dense import MIN_QUERIES, dense
 from process_gen.kernels.key_block import ATTENDED, CachedKeys, KeyBlock, PooledKeys
 from process_gen.kernels.native_library import library
 
-_STRIP, _LANES = 16, 8  # keys that are visited together, and features that a vector holds
+_STRIP = 16  # keys that are visited together
+LANES = 8  # numbers of a vector: features of a head in wholes of it, and keys that few queries visit
 
 
 def native(
@@ -42,7 +43,7 @@ def native(
     """
     library()
     few = q_BxSxHxDh.shape[1] < MIN_QUERIES
-    strip = _LANES if few else _STRIP
+    strip = LANES if few else _STRIP
     caches, rest = [], []
     for block in blocks:
         if isinstance(block, KeyBlock):
@@ -61,9 +62,9 @@ def native(
     return out.astype(q_BxSxHxDh.dtype)
 
 
-def lies_well(keys: jax.Array, slots: int, strip: int = _LANES) -> bool:
+def lies_well(keys: jax.Array, slots: int, strip: int = LANES) -> bool:
     """Whether so many slots of keys ``[..., Dh, C]`` are read as they lie, by default by few."""
-    return keys.dtype == jnp.float32 and not (slots % strip or keys.shape[-2] % _LANES)
+    return keys.dtype == jnp.float32 and not (slots % strip or keys.shape[-2] % LANES)
 
 
 def _pool(cache: CachedKeys) -> PooledKeys:

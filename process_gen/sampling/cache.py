@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from process_gen.core.attention_mask import NEVER, PAD_ORDER
 from process_gen.core.batch import Place
 from process_gen.core.configs import ModelConfig
+from process_gen.kernels.native import LANES
 from process_gen.models.transformer import Cache
 from process_gen.models.unified import Outputs
 from process_gen.sampling.threefry import UNROLLED
@@ -144,7 +145,7 @@ def write_read(
 
 def whole_strips(turns: int) -> int:
     """Room for so many turns at least, as `kernels.native` reads it where it lies."""
-    return -(-turns // 8) * 8
+    return -(-turns // LANES) * LANES
 
 
 def make_notes(model: ModelConfig, rows: int, turns: int) -> Cache:
