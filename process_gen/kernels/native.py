@@ -20,7 +20,7 @@ from process_gen.kernels.key_block import ATTENDED, CachedKeys, KeyBlock, Pooled
 from process_gen.kernels.native_library import library
 
 _STRIP = 16  # keys that are visited together
-LANES = 8  # numbers of a vector: features of a head in wholes of it, and keys that few queries visit
+LANES = 8  # of a vector: features come in wholes of it, and few queries visit so many keys
 
 
 def native(
