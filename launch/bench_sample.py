@@ -153,7 +153,8 @@ def measure_pieces(
 ) -> list:
     """A row of numbers for each batch size.
 
-    `step_of_peak` is of a step alone: what a call of `LONGER` times the steps takes longer.
+    `step_of_peak` is of a step alone: what a call of `LONGER` times the steps takes longer; None
+    where it took no longer.
     """
     steps = painter.config.sampler.denoise_steps
     found = []
@@ -171,11 +172,12 @@ def measure_pieces(
         needed = _piece_flops(programs, batch, steps, turns)
         times = bench_timing.interleaved(calls, rounds)
         passes = {"denoise": steps, "guided": steps, "decode": turns["decode"]}
-        alone: dict[str, dict[str, float]] = {}
+        alone: dict[str, dict[str, float | None]] = {}
         for name in ("denoise", "guided"):
             longer = times.pop(f"longer {name}").median - times[name].median
-            share = needed[name] * (LONGER - 1) / longer / best
-            alone[name] = {"step_of_peak": round(share, 4)}
+            # On a machine that is disturbed a longer call may take no longer.
+            share = needed[name] * (LONGER - 1) / longer / best if longer > 0 else None
+            alone[name] = {"step_of_peak": share and round(share, 4)}
         found.append({
             "batch": batch,
             **{

@@ -127,20 +127,70 @@ float weigh(float* scores, int wide) {
   return total(sum);
 }
 
+// What all rows ask with: queries, ``[R, S, H, Dh]``, and their own keys and values, ``[R, N, K, Dh]``.
+struct Arrays {
+  const float *q, *k, *v;
+  const int32_t *order, *from, *to;
+};
+
 // What a thread keeps.
 struct Room {
   std::vector<Run> runs;
   std::vector<float> scores, queries, sum;
 };
 
-ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints order, Ints from,
-                   Ints to, ffi::RemainingArgs given, Out out) {
-  Sizes n{};
-  n.rows = q.dimensions()[0], n.queries = q.dimensions()[1], n.heads = q.dimensions()[2];
-  n.dim = q.dimensions()[3], n.own = k.dimensions()[1], n.kv_heads = k.dimensions()[2];
-  n.group = n.heads / n.kv_heads, n.lines = n.queries * n.group, n.first = round_up(n.own);
-  std::vector<Cache> caches;
-  int slots = n.own;
+// All that the queries of a row and key head attend to, into the same places of ``y[R, S, H, Dh]``.
+void attend(const Sizes& n, const Arrays& tokens, const std::vector<Cache>& caches, int r, int kv,
+            Room& kept, float* y) {
+  const int32_t* orders = tokens.order + size_t(r) * n.queries;
+  kept.runs.clear();
+  for (const Cache& cache : caches) find(n, cache, orders, r, kv, kept.runs);
+  int wide = n.first;
+  for (const Run& run : kept.runs) wide += run.count;
+  float* scores = room(kept.scores, size_t(n.lines) * wide);
+  float* queries = room(kept.queries, size_t(n.lines) * n.dim);
+  float* sum = room(kept.sum, size_t(n.lines) * n.dim);
+  std::fill_n(sum, size_t(n.lines) * n.dim, 0.0f);
+  // Heads that share keys lie side by side.
+  const size_t a_head = size_t(n.group) * n.dim, a_query = size_t(n.heads) * n.dim;
+  const size_t first = size_t(r) * n.queries * a_query + kv * a_head;
+  const float scale = kLog2e / std::sqrt(float(n.dim));
+  for (int s = 0; s < n.queries; s++) {
+    const float* x = tokens.q + first + s * a_query;
+    for (size_t d = 0; d < a_head; d += kLanes) {
+      store(queries + s * a_head + d, load(x + d) * scale);
+    }
+  }
+  const size_t row = size_t(r) * n.own, own = (row * n.kv_heads + kv) * n.dim;
+  look_at_own(n, queries, orders, tokens.k + own, tokens.from + row, tokens.to + row, scores, wide);
+  int column = n.first;
+  for (const Run& run : kept.runs) {
+    look(n, queries, orders, run, scores + column, wide);
+    column += run.count;
+  }
+  // The weights of all lines first, since the values serve all of them.
+  float* shares = queries;  // which are not wanted any more
+  for (int line = 0; line < n.lines; line++) {
+    const float weights = weigh(scores + size_t(line) * wide, wide);
+    shares[line] = weights == 0.0f ? 1.0f : 1.0f / weights;
+  }
+  product(n.lines, n.dim, n.own, scores, wide, tokens.v + own, n.kv_heads * n.dim, sum, n.dim,
+          true);
+  column = n.first;
+  for (const Run& run : kept.runs) {
+    product(n.lines, n.dim, run.count, scores + column, wide, run.values, n.dim, sum, n.dim, true);
+    column += run.count;
+  }
+  for (int line = 0; line < n.lines; line++) {
+    float* to = y + first + line / n.group * a_query + size_t(line % n.group) * n.dim;
+    for (int d = 0; d < n.dim; d += kLanes) {
+      store(to + d, load(sum + size_t(line) * n.dim + d) * shares[line]);
+    }
+  }
+}
+
+// The caches among the arguments, five arrays each: keys, values, rows, and the ends of intervals.
+ffi::Error read(const ffi::RemainingArgs& given, std::vector<Cache>& caches) {
   for (size_t i = 0; i < given.size(); i += 5) {
     const auto keys = given.get<Floats>(i), values = given.get<Floats>(i + 1);
     const auto row = given.get<Ints>(i + 2), opens = given.get<Ints>(i + 3);
@@ -155,60 +205,26 @@ ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints orde
     caches.push_back({keys->typed_data(), values->typed_data(), row->typed_data(),
                       opens->typed_data(), closes->typed_data(), int(shape[0]) - 1, int(shape[3]),
                       int(closes->dimensions()[1])});
-    slots += caches.back().slots;
   }
-  const float scale = kLog2e / std::sqrt(float(n.dim));
+  return ffi::Error::Success();
+}
+
+ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints order, Ints from,
+                   Ints to, ffi::RemainingArgs given, Out out) {
+  Sizes n{};
+  n.rows = q.dimensions()[0], n.queries = q.dimensions()[1], n.heads = q.dimensions()[2];
+  n.dim = q.dimensions()[3], n.own = k.dimensions()[1], n.kv_heads = k.dimensions()[2];
+  n.group = n.heads / n.kv_heads, n.lines = n.queries * n.group, n.first = round_up(n.own);
+  std::vector<Cache> caches;
+  if (ffi::Error error = read(given, caches); error.failure()) return error;
+  int slots = n.own;
+  for (const Cache& cache : caches) slots += cache.slots;
+  const Arrays tokens{q.typed_data(),     k.typed_data(),    v.typed_data(),
+                      order.typed_data(), from.typed_data(), to.typed_data()};
   const double microseconds = 1e-4 * n.rows * n.queries * slots * n.heads * n.dim;
   deal(pool, n.rows * n.kv_heads, microseconds, [&](int item) {
     static thread_local Room kept;
-    const int r = item / n.kv_heads, kv = item % n.kv_heads;
-    const int32_t* orders = order.typed_data() + size_t(r) * n.queries;
-    kept.runs.clear();
-    for (const Cache& cache : caches) find(n, cache, orders, r, kv, kept.runs);
-    int wide = n.first;
-    for (const Run& run : kept.runs) wide += run.count;
-    float* scores = room(kept.scores, size_t(n.lines) * wide);
-    float* queries = room(kept.queries, size_t(n.lines) * n.dim);
-    float* sum = room(kept.sum, size_t(n.lines) * n.dim);
-    std::fill_n(sum, size_t(n.lines) * n.dim, 0.0f);
-    // Heads that share keys lie side by side.
-    const size_t a_head = size_t(n.group) * n.dim, a_query = size_t(n.heads) * n.dim;
-    const size_t first = size_t(r) * n.queries * a_query + kv * a_head;
-    for (int s = 0; s < n.queries; s++) {
-      const float* x = q.typed_data() + first + s * a_query;
-      for (size_t d = 0; d < a_head; d += kLanes) {
-        store(queries + s * a_head + d, load(x + d) * scale);
-      }
-    }
-    const size_t own = (size_t(r) * n.own * n.kv_heads + kv) * n.dim;
-    const int32_t *opens = from.typed_data() + size_t(r) * n.own;
-    const int32_t *closes = to.typed_data() + size_t(r) * n.own;
-    look_at_own(n, queries, orders, k.typed_data() + own, opens, closes, scores, wide);
-    int column = n.first;
-    for (const Run& run : kept.runs) {
-      look(n, queries, orders, run, scores + column, wide);
-      column += run.count;
-    }
-    float* y = out->typed_data() + first;
-    // The weights of all lines first, since the values serve all of them.
-    float* shares = queries;  // which are not wanted any more
-    for (int line = 0; line < n.lines; line++) {
-      const float weights = weigh(scores + size_t(line) * wide, wide);
-      shares[line] = weights == 0.0f ? 1.0f : 1.0f / weights;
-    }
-    product(n.lines, n.dim, n.own, scores, wide, v.typed_data() + own, n.kv_heads * n.dim, sum,
-            n.dim, true);
-    column = n.first;
-    for (const Run& run : kept.runs) {
-      product(n.lines, n.dim, run.count, scores + column, wide, run.values, n.dim, sum, n.dim, true);
-      column += run.count;
-    }
-    for (int line = 0; line < n.lines; line++) {
-      float* to_head = y + line / n.group * a_query + size_t(line % n.group) * n.dim;
-      for (int d = 0; d < n.dim; d += kLanes) {
-        store(to_head + d, load(sum + size_t(line) * n.dim + d) * shares[line]);
-      }
-    }
+    attend(n, tokens, caches, item / n.kv_heads, item % n.kv_heads, kept, out->typed_data());
   });
   return ffi::Error::Success();
 }
