@@ -16,6 +16,7 @@ from process_gen.aot.account import wanted_bytes
 from process_gen.aot.chips import CHIPS
 from process_gen.aot.placement import memory_spaces
 from process_gen.core.configs import Config, from_mapping
+from process_gen.core.encoder_sizes import VitSizes
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -220,6 +221,16 @@ SLICES = ["v5p:4x4x4", "v5p:2x4x4", "v5e:16x16", "v6e:8x8"]
 GROUPS = [(1, 1), (2, 1), (1, 2), (4, 1), (2, 2), (1, 4)]
 
 
+def _held(fsdp: int, context: int) -> float:
+    """Weights of the 7B model, those of the vision transformer as often as `context` holds them.
+
+    Weights are cut by `fsdp` and then by `context` where both divide their width.
+    """
+    vit = VitSizes()
+    encoder = vit.num_layers * (4 * vit.width**2 + 2 * vit.width * vit.mlp_width)
+    return 14.6e9 + (context - 1) * encoder * (vit.width % (fsdp * context) > 0)
+
+
 def _of_bagel(topology: str, tensor: int, context: int, *more: str) -> dict:
     """One full pack of 33k tokens a group of chips; float32 weights, AdamW, the average."""
     pytest.importorskip("libtpu", reason="the TPU compiler comes with the extra [tpu]")
@@ -234,7 +245,7 @@ def _of_bagel(topology: str, tensor: int, context: int, *more: str) -> dict:
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["fits"] and found["rows"] == groups and found["tokens"] > 33_000
-    shard = 14.6e9 * 4 * copies / chips
+    shard = 4 * copies * _held(groups // copies, context) / chips
     assert found["bytes"]["parameters"] == pytest.approx(shard, rel=0.02)
     assert found["bytes"]["ema"] == pytest.approx(shard, rel=0.02)
     assert found["bytes"]["optimizer"] == pytest.approx(2 * shard, rel=0.02)
