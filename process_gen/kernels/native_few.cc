@@ -127,8 +127,8 @@ float weigh(float* scores, int wide) {
   return total(sum);
 }
 
-// What all rows ask with: queries, ``[R, S, H, Dh]``, and their own keys and values, ``[R, N, K, Dh]``.
-struct Arrays {
+// Tokens of all rows: queries, ``[R, S, H, Dh]``, and their own keys and values, ``[R, N, K, Dh]``.
+struct NewTokens {
   const float *q, *k, *v;
   const int32_t *order, *from, *to;
 };
@@ -140,8 +140,8 @@ struct Room {
 };
 
 // All that the queries of a row and key head attend to, into the same places of ``y[R, S, H, Dh]``.
-void attend(const Sizes& n, const Arrays& tokens, const std::vector<Cache>& caches, int r, int kv,
-            Room& kept, float* y) {
+void attend(const Sizes& n, const NewTokens& tokens, const std::vector<Cache>& caches, int r,
+            int kv, Room& kept, float* y) {
   const int32_t* orders = tokens.order + size_t(r) * n.queries;
   kept.runs.clear();
   for (const Cache& cache : caches) find(n, cache, orders, r, kv, kept.runs);
@@ -219,8 +219,8 @@ ffi::Error forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints orde
   if (ffi::Error error = read(given, caches); error.failure()) return error;
   int slots = n.own;
   for (const Cache& cache : caches) slots += cache.slots;
-  const Arrays tokens{q.typed_data(),     k.typed_data(),    v.typed_data(),
-                      order.typed_data(), from.typed_data(), to.typed_data()};
+  const NewTokens tokens{q.typed_data(),     k.typed_data(),    v.typed_data(),
+                         order.typed_data(), from.typed_data(), to.typed_data()};
   const double microseconds = 1e-4 * n.rows * n.queries * slots * n.heads * n.dim;
   deal(pool, n.rows * n.kv_heads, microseconds, [&](int item) {
     static thread_local Room kept;
